@@ -1,0 +1,1 @@
+"""Data sets: formats, catalogues and drawn strips with known truth."""

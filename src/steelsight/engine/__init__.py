@@ -1,0 +1,1 @@
+"""The engine: bundle in, verdicts out. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Networks in pure PyTorch (extra ``train``); nothing that inspects imports them."""

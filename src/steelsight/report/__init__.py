@@ -1,0 +1,1 @@
+"""What people look at: charts, overlays and one offline HTML page."""
