@@ -102,7 +102,7 @@ class Defect:
             "bbox_xywh": list(self.bbox_xywh),
             "length_px": round(self.length_px, 1),
             "width_px": round(self.width_px, 1),
-            "orientation_deg": round(self.orientation_deg, 1),
+            "orientation_deg": round(self.orientation_deg, 1) % 180,
             "probability": round(self.probability, 4),
             "rle": self.rle,
         }

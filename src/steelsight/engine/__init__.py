@@ -1,1 +1,5 @@
 """The engine: bundle in, verdicts out. Never imports torch."""
+
+from steelsight.engine.cascade import Inspector
+
+__all__ = ["Inspector"]

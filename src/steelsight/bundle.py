@@ -1,0 +1,224 @@
+"""The bundle: everything needed to run a model, in one folder.
+
+``manifest.toml`` names classes, input, network files with their sha256 and what the model was
+trained on; ``decision.toml`` holds the thresholds; ``MODEL_CARD.md`` tells people what to expect;
+``parity.json`` tells how far the network files are from the trained network, on which frames. A
+bundle whose checksums or parity are wrong is refused.
+"""
+
+import hashlib
+import json
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from steelsight.decisions import Decision, load_decision
+from steelsight.defects import DefectClass
+from steelsight.errors import BundleError, InputError
+
+DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / "severstal-r50"
+MANIFEST, DECISION, CARD, PARITY = "manifest.toml", "decision.toml", "MODEL_CARD.md", "parity.json"
+
+
+class Precision(StrEnum):
+    """Number type of the network files."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Table):
+    """A file of the bundle: plain name, never a path, and its sha256."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ClassEntry(_Table):
+    """One defect type, in the order of the network's channels."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str
+    colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+
+
+class InputEntry(_Table):
+    """What the gate network takes: uint8 grey ``(N, 1, H, W)``; it normalises by itself."""
+
+    channels: Literal[1]
+    multiple_of: int = Field(ge=1)
+    """H and W must be multiples of this; frames are padded and results cropped."""
+    tile_wh: tuple[int, int]
+    """Larger frames are cut into tiles of at most this size."""
+    tile_overlap_px: int = Field(ge=0)
+    min_wh: tuple[int, int]
+    """Smaller frames are UNKNOWN, ``wrong-size``."""
+
+
+class TrainingEntry(_Table):
+    """What the networks learned from, in plain words, and the sha256 of the trained weights."""
+
+    data: str
+    terms: str
+    weights_sha256: str
+
+
+class Manifest(_Table):
+    """``manifest.toml``."""
+
+    format: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    precision: Precision
+    code_version: str
+    input: InputEntry
+    classes: tuple[ClassEntry, ...] = Field(min_length=1)
+    gate: FileEntry
+    segmenter: FileEntry
+    parity: FileEntry
+    training: TrainingEntry
+
+
+class Bundle(BaseModel):
+    """A bundle that passed its checks; made by ``load_bundle``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    manifest: Manifest
+    decision: Decision
+    sha256: str
+    """Of the manifest, which holds the sha256 of every network file."""
+    parity: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """``name@sha8``, as results carry it."""
+        return f"{self.manifest.name}@{self.sha256[:8]}"
+
+    @property
+    def classes(self) -> tuple[DefectClass, ...]:
+        """The defect types in channel order."""
+        return tuple(DefectClass(c.id, c.name, c.colour) for c in self.manifest.classes)
+
+    @property
+    def gate_path(self) -> Path:
+        """The gate network: frames in, probabilities and features out."""
+        return self.folder / self.manifest.gate.file
+
+    @property
+    def segmenter_path(self) -> Path:
+        """The segmenter network: features in, mask probabilities out."""
+        return self.folder / self.manifest.segmenter.file
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown."""
+        return (self.folder / CARD).read_text(encoding="utf-8")
+
+
+def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bundle:
+    """Reads a bundle and checks it.
+
+    Args:
+        folder: the bundle; the one that ships with the package if ``None``.
+        decision: a decision file to use instead of the bundle's own.
+
+    Raises:
+        BundleError: no bundle, an altered file, a failed parity, another format version.
+        InputError: the decision file is missing or wrong.
+    """
+    folder = DEFAULT_BUNDLE if folder is None else folder
+    manifest_path = folder / MANIFEST
+    try:
+        content = manifest_path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"expected a bundle (a folder with {MANIFEST}) at {folder}, could not read it "
+            f"({error.strerror}); give --bundle FOLDER or reinstall steelsight"
+        ) from None
+    try:
+        manifest = Manifest(**tomllib.loads(content.decode()))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BundleError(f"{manifest_path}: expected TOML, got: {error}") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise BundleError(
+            f"{manifest_path}: {where}: {problem['msg']}; export the bundle again with this version"
+        ) from None
+    for entry in (manifest.gate, manifest.segmenter, manifest.parity):
+        _check(folder, entry)
+    if not (folder / CARD).is_file():
+        raise BundleError(f"{folder}: expected {CARD}; a model without a card is not run")
+    parity = json.loads((folder / manifest.parity.file).read_bytes())
+    if parity.get("passed") is not True:
+        raise BundleError(
+            f"{folder}: the parity check against the trained network failed when this bundle was "
+            f"made (see {PARITY}); export it again"
+        )
+    return Bundle(
+        folder=folder,
+        manifest=manifest,
+        decision=load_decision(decision or folder / DECISION, [c.id for c in manifest.classes]),
+        sha256=hashlib.sha256(content).hexdigest(),
+        parity=parity,
+    )
+
+
+def _check(folder: Path, entry: FileEntry) -> None:
+    path = folder / entry.file
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(
+            f"{folder}: expected {entry.file}, could not read it ({error.strerror}); "
+            "copy the bundle again, complete"
+        ) from None
+    if found != entry.sha256:
+        raise BundleError(
+            f"{path}: expected sha256 {entry.sha256[:12]}..., got {found[:12]}...; the file was "
+            "altered or cut: copy the bundle again"
+        )
+
+
+def file_entry(path: Path) -> FileEntry:
+    """The entry of a finished file."""
+    with path.open("rb") as stream:
+        return FileEntry(file=path.name, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Writes ``manifest.toml``; returns its path.
+
+    Raises:
+        InputError: a text holds a line break or a control character.
+    """
+    lines: list[str] = []
+    tables: list[str] = []
+    for key, value in manifest.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            tables += [f"\n[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+        elif key == "classes":
+            for entry in value:
+                tables += ["\n[[classes]]", *(f"{k} = {_toml(v)}" for k, v in entry.items())]
+        else:
+            lines.append(f"{key} = {_toml(value)}")
+    path = folder / MANIFEST
+    path.write_text("\n".join([*lines, *tables]) + "\n", encoding="utf-8")
+    return path
+
+
+def _toml(value: object) -> str:
+    # Strings, integers and arrays of integers: there JSON and TOML agree.
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        raise InputError(f"expected plain text for the manifest, got {text}; remove line breaks")
+    return text

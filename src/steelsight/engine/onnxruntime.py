@@ -1,0 +1,41 @@
+"""ONNX Runtime on the CPU: the engine of every installation."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from steelsight.bundle import Precision
+from steelsight.engine.runtime import Tensors
+from steelsight.errors import EngineError
+
+
+class OnnxRuntime:
+    """A network file in ONNX Runtime; see ``Runtime``."""
+
+    def __init__(self, path: Path, precision: Precision, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            # Its own exception classes derive from Exception only.
+            raise EngineError(f"ONNX Runtime refuses {path}: {_one_line(error)}") from None
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.label = f"onnxruntime-{precision}"
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """See ``Runtime.run``."""
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed: {_one_line(error)}") from None
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

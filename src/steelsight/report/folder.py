@@ -1,0 +1,147 @@
+"""The output folder of a run: result lines, overlays, tables, the report.
+
+``results.jsonl`` is written line by line and is the source of everything else: an interrupted run
+leaves complete lines, and the tables are derived from them at the end.
+"""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import numpy as np
+
+from steelsight.data.formats.severstal import CsvForm, FrameLabels, csv_safe, write_csv
+from steelsight.defects import DefectClass, Verdict
+from steelsight.engine.batch import Inspected
+from steelsight.errors import InputError
+from steelsight.report.html import ReportBuilder, RunInfo, Truth
+from steelsight.report.overlays import draw_overlay, encode_jpeg
+
+RESULTS, SUBMISSION, QUARANTINE = "results.jsonl", "submission.csv", "quarantine.csv"
+OVERLAYS, REPORT = "overlays", "report.html"
+OVERLAY_JPEG_QUALITY = 90
+
+
+class OutputFolder:
+    """Writes a run; use as a context manager, ``add`` every result, then ``finish``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[DefectClass],
+        *,
+        overwrite: bool = False,
+        overlays: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.classes = tuple(classes)
+        self.report = ReportBuilder(classes)
+        self._overwrite = overwrite
+        self._overlays = overlays
+        self._lines: TextIO | None = None
+
+    def __enter__(self) -> Self:
+        """Makes the folder.
+
+        Raises:
+            InputError: it holds an earlier run and ``overwrite`` is off, or it cannot be written.
+        """
+        results = self.folder / RESULTS
+        if results.exists() and not self._overwrite:
+            raise InputError(
+                f"{results} holds an earlier run; give another --out, or --overwrite to replace it"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if results.exists():
+                shutil.rmtree(self.folder / OVERLAYS, ignore_errors=True)
+            for name in (SUBMISSION, QUARANTINE, REPORT):
+                (self.folder / name).unlink(missing_ok=True)
+            self._lines = results.open("w", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise InputError(
+                f"expected a folder to write to at {self.folder}: {error.strerror}; give another "
+                "--out"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lines:
+            self._lines.close()
+
+    def add(self, inspected: Inspected, truth: Truth | None = None) -> None:
+        """Writes one result: its line at once, and its overlay if it is NG."""
+        assert self._lines is not None  # noqa: S101 - entered
+        inspection, frame = inspected
+        grey_hw = frame.grey_hw if frame else None
+        href = None
+        if self._overlays and inspection.verdict is Verdict.NG and grey_hw is not None:
+            href = f"{OVERLAYS}/{overlay_name(self.report.seen + 1, inspection.image)}"
+            path = self.folder / href
+            path.parent.mkdir(exist_ok=True)
+            picture = draw_overlay(grey_hw, inspection.defects, self.classes, truth=truth)
+            path.write_bytes(encode_jpeg(picture, OVERLAY_JPEG_QUALITY))
+        self._lines.write(inspection.to_json_line() + "\n")
+        self._lines.flush()
+        self.report.add(inspection, grey_hw, truth, overlay_href=href)
+
+    def finish(self, run: RunInfo) -> dict[str, int]:
+        """Writes the tables and the report of what was added; returns the counts."""
+        assert self._lines is not None  # noqa: S101 - entered
+        self._lines.close()
+        results = self.folder / RESULTS
+        write_csv(
+            self.folder / SUBMISSION,
+            _submission(results),
+            form=CsvForm.SUBMISSION,
+            class_ids=[c.id for c in self.classes],
+        )
+        _write_quarantine(self.folder / QUARANTINE, results)
+        self.report.write(self.folder / REPORT, run)
+        return {verdict.value: count for verdict, count in self.report.counts.items()}
+
+
+def overlay_name(number: int, image: str) -> str:
+    """A file name that is unique by its number and harmless whatever the image is called."""
+    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', image)[-80:]}.jpg"
+
+
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """The result objects of a ``results.jsonl``, one by one."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _submission(results: Path) -> Iterator[FrameLabels]:
+    """UNKNOWN frames are left out: an empty cell would claim that they are clean."""
+    for result in read_results(results):
+        if result["verdict"] != Verdict.UNKNOWN:
+            yield FrameLabels(result["image"], _rle_by_class(result))
+
+
+def _rle_by_class(result: dict[str, Any]) -> dict[str, str]:
+    runs: dict[str, list[str]] = {}
+    for defect in result["defects"]:
+        runs.setdefault(defect["class"], []).append(defect["rle"])
+    return {class_id: _merge(parts) for class_id, parts in runs.items()}
+
+
+def _merge(rles: Sequence[str]) -> str:
+    """Regions of one type do not overlap: their runs only need sorting."""
+    runs = np.array(" ".join(rles).split(), np.int64).reshape(-1, 2)
+    return " ".join(map(str, runs[np.argsort(runs[:, 0])].ravel().tolist()))
+
+
+def _write_quarantine(path: Path, results: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "reason", "detail", "sha256"])
+        for result in read_results(results):
+            if result["verdict"] == Verdict.UNKNOWN:
+                cells = (result["image"], result["reason"], result["detail"], result["sha256"])
+                table.writerow([csv_safe(cell or "") for cell in cells])
