@@ -82,6 +82,8 @@ class Manifest(_Table):
     gate: FileEntry
     segmenter: FileEntry
     parity: FileEntry
+    self_test: FileEntry
+    """A frame whose result stands in ``parity.json``, to be compared on the user's machine."""
     training: TrainingEntry
 
 
@@ -116,6 +118,17 @@ class Bundle(BaseModel):
     def segmenter_path(self) -> Path:
         """The segmenter network: features in, mask probabilities out."""
         return self.folder / self.manifest.segmenter.file
+
+    @property
+    def self_test_path(self) -> Path:
+        """The frame for the self-test."""
+        return self.folder / self.manifest.self_test.file
+
+    @property
+    def card_summary(self) -> str:
+        """The model card's first section, without its heading."""
+        sections = self.card.split("\n## ")
+        return sections[min(1, len(sections) - 1)].partition("\n")[2].strip()
 
     @property
     def card(self) -> str:
@@ -153,7 +166,7 @@ def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bun
         raise BundleError(
             f"{manifest_path}: {where}: {problem['msg']}; export the bundle again with this version"
         ) from None
-    for entry in (manifest.gate, manifest.segmenter, manifest.parity):
+    for entry in (manifest.gate, manifest.segmenter, manifest.parity, manifest.self_test):
         _check(folder, entry)
     if not (folder / CARD).is_file():
         raise BundleError(f"{folder}: expected {CARD}; a model without a card is not run")

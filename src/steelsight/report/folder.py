@@ -8,22 +8,80 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 import numpy as np
 
-from steelsight.data.formats.severstal import CsvForm, FrameLabels, csv_safe, write_csv
-from steelsight.defects import DefectClass, Verdict
-from steelsight.engine.batch import Inspected
+from steelsight.data.formats.severstal import CsvForm, FrameLabels, csv_safe, read_csv, write_csv
+from steelsight.defects import DefectClass, Inspection, Verdict
+from steelsight.engine.batch import Inspected, Source, inspect_sources
+from steelsight.engine.cascade import Inspector
 from steelsight.errors import InputError
+from steelsight.masks import decode_rle
 from steelsight.report.html import ReportBuilder, RunInfo, Truth
 from steelsight.report.overlays import draw_overlay, encode_jpeg
 
 RESULTS, SUBMISSION, QUARANTINE = "results.jsonl", "submission.csv", "quarantine.csv"
 OVERLAYS, REPORT = "overlays", "report.html"
 OVERLAY_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run comes to: ``seen == ok + ng + unknown``, and ``seen == found`` at its end."""
+
+    folder: str
+    found: int
+    seen: int
+    ok: int
+    ng: int
+    unknown: int
+    seconds: float
+    frames_per_second: float
+    interrupted: bool
+
+
+class TruthFile:
+    """Labels of the frames, from a Kaggle CSV; masks are decoded when their frame comes.
+
+    Args:
+        path: the CSV file, either form.
+        class_ids: the types of the bundle.
+        unlisted_are_clean: frames without a row are good; otherwise nothing is known of them.
+
+    Raises:
+        InputError, LabelError: the file is missing or wrong.
+    """
+
+    def __init__(
+        self, path: Path, class_ids: Sequence[str], *, unlisted_are_clean: bool = False
+    ) -> None:
+        self._labels = read_csv(path, class_ids=class_ids)
+        self._unlisted_are_clean = unlisted_are_clean
+        self.path = path
+
+    def of(self, inspection: Inspection) -> Truth | None:
+        """The masks of one frame by type; ``None`` where nothing is known.
+
+        Raises:
+            LabelError: a mask does not fit the frame.
+        """
+        labels = self._labels.get(inspection.image)
+        if labels is None:
+            return {} if self._unlisted_are_clean else None
+        size_wh = inspection.size_wh
+        if size_wh is None:
+            return dict.fromkeys(labels.rle_by_class)
+        where = f"{self.path}, image {inspection.image}"
+        return {
+            class_id: decode_rle(rle, size_wh, where=f"{where}, type {class_id}")
+            for class_id, rle in labels.rle_by_class.items()
+        }
 
 
 class OutputFolder:
@@ -145,3 +203,63 @@ def _write_quarantine(path: Path, results: Path) -> None:
             if result["verdict"] == Verdict.UNKNOWN:
                 cells = (result["image"], result["reason"], result["detail"], result["sha256"])
                 table.writerow([csv_safe(cell or "") for cell in cells])
+
+
+def inspect_to_folder(
+    inspector: Inspector,
+    sources: Sequence[Source],
+    output: OutputFolder,
+    run: RunInfo,
+    *,
+    truth: TruthFile | None = None,
+    on_result: Callable[[Inspection], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunSummary:
+    """Inspects every source and writes the whole output folder.
+
+    Args:
+        inspector: the loaded bundle.
+        sources: what to inspect, in order.
+        output: an entered folder.
+        run: what the report says about the run; times, counts and interruption are filled in.
+        truth: labels, if known.
+        on_result: called after each frame, for a progress display.
+        stop: asked before each frame; ``True`` ends the run early and cleanly.
+
+    Returns:
+        Counts that add up, and the rate.
+    """
+    started = time.perf_counter()
+    interrupted = False
+    results = inspect_sources(inspector, sources)
+    # Closing the generator ends its decoding thread, whatever happens.
+    with closing(results):
+        for inspected in results:
+            output.add(inspected, truth.of(inspected.inspection) if truth else None)
+            on_result(inspected.inspection)
+            if stop() and output.report.seen < len(sources):
+                interrupted = True
+                break
+    seconds = time.perf_counter() - started
+    seen = output.report.seen
+    rate = seen / seconds if seconds > 0 else 0.0
+    counts = output.finish(
+        replace(
+            run,
+            seconds=seconds,
+            frames_per_second=rate,
+            interrupted=interrupted,
+            frames_found=len(sources),
+        )
+    )
+    return RunSummary(
+        folder=str(output.folder),
+        found=len(sources),
+        seen=seen,
+        ok=counts[Verdict.OK],
+        ng=counts[Verdict.NG],
+        unknown=counts[Verdict.UNKNOWN],
+        seconds=round(seconds, 2),
+        frames_per_second=round(rate, 2),
+        interrupted=interrupted,
+    )

@@ -134,7 +134,7 @@ class ReportBuilder:
         self._strip = StripMap(self.classes)
         self._histogram = ProbabilityHistogram()
         self._types = {c.id: _TypeTally() for c in self.classes}
-        self._truth = _TruthTally()
+        self.truth = TruthTally()
         self._inspected_px = 0
         self._regions = 0
         limit = self.limits
@@ -251,7 +251,7 @@ class ReportBuilder:
             histogram_svg=self._histogram.svg(run.marked_probabilities),
             without_probability=self.seen - self._histogram.total,
             type_rows=self._type_rows(),
-            truth=self._truth,
+            truth=self.truth,
             shelves=shelves,
             totals={name: shelf.total for name, shelf in self._shelves.items()},
             pictures=pictures,
@@ -310,7 +310,7 @@ class ReportBuilder:
         self, inspection: Inspection, truth: Truth, true_types: Sequence[str]
     ) -> dict[str, float]:
         """Adds one frame with known truth to the tallies; returns its Dice per type."""
-        self._truth.add(inspection.verdict, faulty=bool(true_types))
+        self.truth.add(inspection.verdict, faulty=bool(true_types))
         found_types = {d.class_id for d in inspection.defects}
         for class_id, tally in self._types.items():
             tally.true_frames += class_id in true_types
@@ -324,11 +324,11 @@ class ReportBuilder:
         dice = {}
         for class_id, tally in self._types.items():
             if class_id not in true_types and class_id not in found:
-                self._truth.add_pair(1.0, holds=False)  # Kaggle: both empty is a full hit
+                self.truth.add_pair(1.0, holds=False)  # Kaggle: both empty is a full hit
                 continue
             value = _dice(found.get(class_id), truth.get(class_id))
             dice[class_id] = value
-            self._truth.add_pair(value, holds=class_id in true_types)
+            self.truth.add_pair(value, holds=class_id in true_types)
             if class_id in true_types:
                 tally.dice_sum += value
                 tally.dice_frames += 1
@@ -385,7 +385,7 @@ class ReportBuilder:
             (c.name, line_svg(_css_colour(c), LINE_PATTERNS[i % len(LINE_PATTERNS)]))
             for i, c in enumerate(self.classes)
         ]
-        if self._truth.frames:
+        if self.truth.frames:
             lines.append(("truth", line_svg("#fff", TRUTH_PATTERN, truth=True)))
         return lines
 
@@ -426,7 +426,7 @@ class _TypeTally:
 
 
 @dataclass(slots=True)
-class _TruthTally:
+class TruthTally:
     """Frames with known truth. Found and missed are truly faulty ones, the rest is truly good."""
 
     found: int = 0
@@ -441,6 +441,7 @@ class _TruthTally:
     holding_dice: float = 0.0
 
     def add(self, verdict: Verdict, *, faulty: bool) -> None:
+        """Counts one frame."""
         names = {
             (True, Verdict.NG): "found",
             (True, Verdict.OK): "missed",
@@ -453,6 +454,7 @@ class _TruthTally:
         setattr(self, name, getattr(self, name) + 1)
 
     def add_pair(self, dice: float, *, holds: bool) -> None:
+        """Counts the Dice of one frame and type; ``holds``: the type is truly there."""
         self.pairs += 1
         self.pair_dice += dice
         if holds:
@@ -461,22 +463,27 @@ class _TruthTally:
 
     @property
     def faulty(self) -> int:
+        """Truly faulty frames."""
         return self.found + self.missed + self.faulty_unknown
 
     @property
     def good(self) -> int:
+        """Truly good frames."""
         return self.cleared + self.false_alarms + self.good_unknown
 
     @property
     def frames(self) -> int:
+        """Frames with known truth."""
         return self.faulty + self.good
 
     @property
     def kaggle_dice(self) -> float | None:
+        """Mean over all frames and types; 1 where both masks are empty."""
         return self.pair_dice / self.pairs if self.pairs else None
 
     @property
     def dice_where_present(self) -> float | None:
+        """Mean over frames and types that are truly there."""
         return self.holding_dice / self.holding_pairs if self.holding_pairs else None
 
 

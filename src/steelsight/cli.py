@@ -1,0 +1,560 @@
+"""The command line: parse, call, print. Heavy imports stand inside the commands.
+
+Exit codes: 0 done; 1 error; 2 usage; 3 done, but some frames are UNKNOWN; 4 a gate refused (parity,
+self-test); 130 stopped by Ctrl-C, with everything up to then written.
+"""
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from steelsight import __version__
+from steelsight.errors import GateError, InputError, SteelsightError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from steelsight.data.synthetic import CoilConfig
+    from steelsight.defects import Inspection
+    from steelsight.engine import Inspector
+    from steelsight.report.folder import RunSummary
+    from steelsight.report.html import RunInfo, TruthTally
+
+TYPE_COLOURS = {"1": "#2f9bff", "2": "#b388ff", "3": "#00d0e0", "4": "#ff7ac8"}
+"""The four Severstal types; away from the green, red and amber of the verdicts."""
+DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+app = App(
+    name="steelsight",
+    version=__version__,
+    help="""Finds and outlines manufacturing defects on steel from camera images.
+
+Every frame gets a verdict: OK, NG or UNKNOWN with a reason. Nothing is silently OK.
+
+Examples:
+
+    steelsight demo                      # drawn steel with known truth, report in demo/
+    steelsight inspect frames/ --out out/
+    steelsight inspect one.jpg --json
+    steelsight doctor                    # what works on this machine
+""",
+    help_format="plaintext",
+    help_epilogue="Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, "
+    "4 a gate refused, 130 stopped.",
+    version_format="plaintext",
+    result_action="return_value",
+)
+data_app = App(name="data", help="Data sets: draw a synthetic one.", help_format="plaintext")
+model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
+app.command(data_app)
+app.command(model_app)
+
+Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
+BundleFolder = Annotated[
+    Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
+]
+EngineName = Annotated[
+    str, Parameter(name="--engine", help="auto, onnxruntime or openvino (auto: onnxruntime).")
+]
+Threads = Annotated[int | None, Parameter(help="Inference threads; all usable cores if left out.")]
+
+
+@app.command
+def demo(
+    *,
+    frames: Annotated[int, Parameter(help="How many frames to draw.")] = 60,
+    seed: Annotated[int, Parameter(help="Same seed, same coil.")] = 7,
+    out: Annotated[Path, Parameter(help="Folder for frames, results and report.")] = Path("demo"),
+    engine: EngineName = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> int:
+    """Draw a coil with known truth, inspect it, write a report.
+
+    The frames are drawn, not photographed: the figures show that everything works, not how well it
+    works on your steel.
+
+    Example: steelsight demo --frames 120 --seed 3
+    """
+    from steelsight.data.synthetic import CoilConfig
+    from steelsight.demo import draw, inspect_drawn
+
+    console = _console(json)
+    inspector = _load(None, None, engine, threads)
+    config = CoilConfig(frames=frames, seed=seed)
+    with _progress("drawing", frames) as advance:
+        folder = draw(out, config, lambda _: advance(""))
+    run = _run_info(inspector, f"{frames} drawn frames, seed {seed}", "Demo: a drawn coil")
+    with _ctrl_c() as stop, _progress("inspecting", frames) as advance:
+        summary, truth = inspect_drawn(inspector, folder, out, run, _counter(advance), stop)
+    if json:
+        _print_json({**_as_dict(summary), "truth": _as_dict(truth)})
+    else:
+        _print_summary(console, summary)
+        _print_truth(console, truth, config)
+        console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
+    return INTERRUPTED if summary.interrupted else _exit_code(summary)
+
+
+@app.command
+def inspect(
+    inputs: Annotated[
+        list[Path], Parameter(name="PATH", help="Images and folders (walked to their ends).")
+    ],
+    /,
+    *,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Folder for results.jsonl, overlays, tables and report.html."),
+    ] = None,
+    bundle: BundleFolder = None,
+    decision: Annotated[
+        Path | None, Parameter(help="Decision file to use instead of the bundle's.")
+    ] = None,
+    engine: EngineName = "auto",
+    threads: Threads = None,
+    truth: Annotated[
+        Path | None, Parameter(help="Labels (Kaggle CSV): the report then compares.")
+    ] = None,
+    unlisted_are_clean: Annotated[
+        bool, Parameter(negative="", help="With --truth: frames without a row are good.")
+    ] = False,
+    overlays: Annotated[
+        bool, Parameter(negative="--no-overlays", help="Write a picture of every NG frame.")
+    ] = True,
+    overwrite: Annotated[
+        bool, Parameter(negative="", help="Replace an earlier run in --out.")
+    ] = False,
+    bit_depth: Annotated[
+        int | None, Parameter(help="Bits your camera uses in 16-bit files, such as 12.")
+    ] = None,
+    append_end_marker: Annotated[
+        bool, Parameter(negative="", help="Accept JPEGs whose camera omits the end marker.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Inspect images and write results, pictures and a report.
+
+    Every file gets a result line: OK, NG, or UNKNOWN with a reason (damaged, no image, too small,
+    blank, ...). Without --out, result lines go to standard output. Ctrl-C stops after the current
+    frame and leaves complete results.
+
+    Example: steelsight inspect frames/ --out out/ --truth train.csv
+    """
+    from steelsight.engine.batch import find_sources, inspect_sources
+    from steelsight.imaging import DecodePolicy
+    from steelsight.report.folder import OutputFolder, TruthFile, inspect_to_folder
+
+    if out is None and (truth or overwrite):
+        raise InputError("--truth and --overwrite write a report: give --out FOLDER too")
+    sources = find_sources(inputs, leave_out=out)
+    policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
+    inspector = _load(bundle, decision, engine, threads, policy)
+    if out is None:
+        unknown = 0
+        with _ctrl_c() as stop:
+            for inspection, _ in inspect_sources(inspector, sources):
+                print(inspection.to_json_line(), flush=True)
+                unknown += inspection.reason is not None and inspection.verdict == "UNKNOWN"
+                if stop():
+                    return INTERRUPTED
+        return SOME_UNKNOWN if unknown else DONE
+
+    console = _console(json)
+    classes = inspector.bundle.classes
+    labels = (
+        TruthFile(truth, [c.id for c in classes], unlisted_are_clean=unlisted_are_clean)
+        if truth
+        else None
+    )
+    run = _run_info(inspector, ", ".join(map(str, inputs)), "Inspection report", truth)
+    with (
+        OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
+        _ctrl_c() as stop,
+        _progress("inspecting", len(sources)) as advance,
+    ):
+        summary = inspect_to_folder(
+            inspector,
+            sources,
+            output,
+            run,
+            truth=labels,
+            on_result=_counter(advance),
+            stop=stop,
+        )
+    if json:
+        _print_json(_as_dict(summary))
+    else:
+        _print_summary(console, summary)
+        if labels:
+            _print_truth(console, output.report.truth)
+        console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
+    return INTERRUPTED if summary.interrupted else _exit_code(summary)
+
+
+@data_app.command
+def synth(
+    *,
+    out: Annotated[Path, Parameter(help="New or empty folder.")],
+    frames: Annotated[int, Parameter(help="How many frames to draw.")] = 200,
+    seed: Annotated[int, Parameter(help="Same seed, same frames, byte for byte.")] = 0,
+    faulty_share: Annotated[float, Parameter(help="Chance of a frame to be faulty.")] = 0.25,
+    json: Json = False,
+) -> int:
+    """Draw steel strip frames with exact masks, in the Severstal layout.
+
+    Writes images/, train.csv (Kaggle form), images.csv and SYNTHETIC.txt. The frames are drawn,
+    not photographed; accuracy on them says nothing about real steel.
+
+    Example: steelsight data synth --frames 200 --out drawn/
+    """
+    from steelsight.data.synthetic import CoilConfig, write_severstal
+
+    console = _console(json)
+    config = CoilConfig(frames=frames, seed=seed, faulty_share=faulty_share)
+    with _progress("drawing", frames) as advance:
+        write_severstal(config, out, progress=lambda _: advance(""))
+    if json:
+        _print_json({"folder": str(out), "frames": frames, "seed": seed, "synthetic": True})
+    else:
+        console.print(f"{frames} drawn frames with exact masks in [bold]{out}[/bold].")
+    return DONE
+
+
+@model_app.command
+def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
+    """Show what a bundle is, what it was trained on, and how it decides.
+
+    Example: steelsight model info --bundle my-bundle/
+    """
+    from steelsight.bundle import load_bundle
+
+    loaded = load_bundle(bundle)
+    facts = {
+        "model": loaded.id,
+        "folder": str(loaded.folder),
+        "manifest": loaded.manifest.model_dump(mode="json"),
+        "decision": loaded.decision.model_dump(mode="json"),
+        "parity": loaded.parity,
+    }
+    if json:
+        _print_json(facts)
+        return DONE
+    console = _console(json)
+    manifest, decision = loaded.manifest, loaded.decision
+    console.print(
+        f"[bold]{loaded.id}[/bold]  {manifest.precision}, made by {manifest.code_version}"
+    )
+    console.print(f"Trained on: {manifest.training.data}")
+    console.print(f"Terms: {manifest.training.terms}")
+    console.print(f"Decision {decision.id} ({decision.name}): {decision.rule}")
+    console.print(f"Chosen on: {decision.chosen_on}\n")
+    console.print(_table(_thresholds(decision)))
+    console.print(f"\n{loaded.card}", markup=False, highlight=False)
+    return DONE
+
+
+@app.command
+def export(
+    weights: Annotated[Path, Parameter(help="Trained Res-UNet, safetensors.")],
+    /,
+    *,
+    frames: Annotated[Path, Parameter(help="Folder of real frames for calibration and parity.")],
+    truth: Annotated[Path, Parameter(help="Their labels (Kaggle CSV).")],
+    decision: Annotated[Path, Parameter(help="Decision file to ship.")],
+    card: Annotated[Path, Parameter(help="Model card to ship, Markdown.")],
+    self_test: Annotated[Path, Parameter(help="A frame you may ship, for `steelsight doctor`.")],
+    out: Annotated[Path, Parameter(help="New or empty folder for the bundle.")],
+    name: Annotated[str, Parameter(help="The bundle's name in results.")],
+    trained_on: Annotated[str, Parameter(help="What the network learned from.")],
+    terms: Annotated[str, Parameter(help="Terms of that data.")],
+    precision: Annotated[str, Parameter(help="int8 or fp32.")] = "int8",
+    full_range: Annotated[
+        bool, Parameter(negative="", help="8-bit weights: only for CPUs with VNNI.")
+    ] = False,
+    calibration_frames: int = 32,
+    parity_frames: int = 128,
+    seed: Annotated[int, Parameter(help="Of the choice of frames.")] = 0,
+    json: Json = False,
+) -> int:
+    """Make a bundle from trained weights and prove that it answers the same (extra: train).
+
+    Exit code 4 if the bundle is too far from the trained network.
+
+    Example: steelsight export best.safetensors --frames images/ --truth train.csv ...
+    """
+    try:
+        from steelsight.training.export import ExportConfig, choose_frames, export_bundle
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"export needs {error.name}, which is not installed; "
+            "run: pip install 'steelsight[train]'"
+        ) from None
+    from steelsight.bundle import ClassEntry, Precision
+    from steelsight.data.formats.severstal import read_csv
+
+    if precision not in set(Precision):
+        raise InputError(f"expected --precision {' or '.join(Precision)}, got {precision}")
+    labels = {image: dict(frame.rle_by_class) for image, frame in read_csv(truth).items()}
+    faulty = {image for image, rles in labels.items() if rles}
+    calibration, parity = choose_frames(frames, faulty, calibration_frames, parity_frames, seed)
+    config = ExportConfig(
+        weights=weights,
+        calibration=calibration,
+        parity=parity,
+        decision=decision,
+        card=card,
+        self_test=self_test,
+        classes=[ClassEntry(id=k, name=f"Type {k}", colour=c) for k, c in TYPE_COLOURS.items()],
+        name=name,
+        training=(trained_on, terms),
+        precision=Precision(precision),
+        truth=labels,
+        reduce_range=not full_range,
+    )
+    with _progress("exporting", len(parity) + 2) as advance:
+        bundle = export_bundle(config, out, progress=lambda step, _done, _total: advance(step))
+    if json:
+        _print_json({"model": bundle.id, "folder": str(out), "parity": bundle.parity})
+    else:
+        console = _console(json)
+        flips = bundle.parity["verdict_flips"]
+        console.print(f"[bold]{bundle.id}[/bold] in {out}")
+        console.print(f"{len(flips)} of {len(parity)} verdicts differ from the trained network.")
+    return DONE
+
+
+@app.command
+def doctor(*, bundle: BundleFolder = None, json: Json = False) -> int:
+    """Check this installation: versions, engines, and the bundle's self-test on each engine.
+
+    The self-test inspects the frame that the bundle carries and compares with the answer that its
+    maker recorded. Exit code 4 if an engine answers differently on this machine.
+
+    Example: steelsight doctor
+    """
+    from steelsight.doctor import diagnose
+
+    report = diagnose(bundle)
+    if json:
+        _print_json(report.to_json())
+    else:
+        console = _console(json)
+        console.print(_table(report.rows()), highlight=False)
+        console.print(report.sentence)
+    return DONE if report.healthy else GATE
+
+
+def main() -> None:
+    """Entry point: one line for every error of a user, never a traceback."""
+    try:
+        # Errors of parsing are ours to print: one line, exit code 2.
+        code = app(exit_on_error=False, print_error=False, help_on_error=False)
+    except CycloptsError as error:
+        text = " ".join(str(error).split())
+        code = _fail(f"{text} Try: steelsight --help", USAGE)
+    except GateError as error:
+        code = _fail(str(error), GATE)
+    except SteelsightError as error:
+        code = _fail(str(error), ERROR)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        code = ERROR
+    sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"steelsight: {line}", file=sys.stderr)
+    return code
+
+
+def _load(
+    bundle: Path | None, decision: Path | None, engine: str, threads: int | None, policy: Any = None
+) -> "Inspector":
+    from steelsight.engine import Inspector
+    from steelsight.engine.runtime import Engine
+
+    if engine not in set(Engine):
+        raise InputError(f"expected --engine {', '.join(Engine)}; got {engine}")
+    return Inspector.load(bundle, decision=decision, engine=engine, threads=threads, policy=policy)
+
+
+def _console(json: bool) -> "Console":
+    """Standard output for people; with ``--json`` only progress is shown, on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=json, highlight=False)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class FramesPerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} frames/s" if speed else "")
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        FramesPerSecond(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda note: progress.update(task, advance=1, note=note)
+
+
+def _counter(advance: Callable[[str], None]) -> Callable[["Inspection"], None]:
+    counts = {"OK": 0, "NG": 0, "UNKNOWN": 0}
+
+    def count(inspection: "Inspection") -> None:
+        counts[inspection.verdict] += 1
+        advance("  ".join(f"{verdict} {n}" for verdict, n in counts.items()))
+
+    return count
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the run to end after the current frame; the second ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_info(
+    inspector: "Inspector", source: str, title: str, truth: Path | None = None
+) -> "RunInfo":
+    from steelsight.doctor import versions
+    from steelsight.report.html import RunInfo
+
+    bundle = inspector.bundle
+    gate = bundle.decision.gate
+    return RunInfo(
+        title=title,
+        source=source,
+        command=shlex.join(["steelsight", *sys.argv[1:]]),
+        started=datetime.now().astimezone().isoformat(timespec="seconds"),
+        seconds=0.0,
+        model=bundle.id,
+        decision=f"{bundle.decision.name} ({bundle.decision.id})",
+        engine=inspector.engine,
+        precision=str(bundle.manifest.precision),
+        model_card=bundle.card_summary,
+        thresholds=_thresholds(bundle.decision),
+        marked_probabilities={"cleared below": gate.clear_below, "NG from": gate.ng_from},
+        versions=versions(),
+        truth_source=str(truth) if truth else None,
+        files={
+            "Result lines": "results.jsonl",
+            "Kaggle submission": "submission.csv",
+            "Quarantine (UNKNOWN frames)": "quarantine.csv",
+        },
+    )
+
+
+def _thresholds(decision: Any) -> list[list[str]]:
+    rows = [["", "score from", "pixel probability from", "least area, px"]]
+    rows += [
+        [f"Type {k}", f"{rule.label_from:g}", f"{rule.pixel_from:.3g}", str(rule.min_area_px)]
+        for k, rule in decision.types.items()
+    ]
+    gate = decision.gate
+    rows.append(["Frame: cleared", f"below {gate.clear_below:.3g}", "", ""])
+    rows.append(["Frame: NG", f"from {gate.ng_from:.3g}", "", ""])
+    return rows
+
+
+def _table(rows: list[list[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _print_summary(console: "Console", summary: "RunSummary") -> None:
+    console.print(
+        _table(
+            [
+                ["seen", "OK", "NG", "UNKNOWN", "frames/s"],
+                [
+                    str(summary.seen),
+                    str(summary.ok),
+                    str(summary.ng),
+                    str(summary.unknown),
+                    f"{summary.frames_per_second:.1f}",
+                ],
+            ]
+        )
+    )
+    sums = f"{summary.ok} + {summary.ng} + {summary.unknown} = {summary.seen}"
+    if summary.seen == summary.found:
+        console.print(f"Every frame has a verdict: {sums}.")
+    else:
+        left = summary.found - summary.seen
+        console.print(f"Stopped: {left} of {summary.found} frames not inspected; {sums}.")
+    if summary.unknown:
+        console.print(f"{summary.unknown} UNKNOWN: see {summary.folder}/quarantine.csv.")
+
+
+def _print_truth(
+    console: "Console", truth: "TruthTally", drawn: "CoilConfig | None" = None
+) -> None:
+    dice = truth.dice_where_present
+    console.print(
+        f"Against the truth: of {truth.faulty} faulty frames {truth.found} found, {truth.missed} "
+        f"missed; of {truth.good} good frames {truth.false_alarms} false alarms"
+        + (f"; Dice where a type is present {dice:.2f}." if dice is not None else ".")
+    )
+    if drawn:
+        console.print("[dim]Drawn frames: proof that it runs, not of accuracy on your steel.[/dim]")
+
+
+def _exit_code(summary: "RunSummary") -> int:
+    return SOME_UNKNOWN if summary.unknown else DONE
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))

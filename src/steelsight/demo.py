@@ -1,0 +1,53 @@
+"""The main job on a drawn coil with known truth: what ``steelsight demo`` runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from steelsight.data.synthetic import CoilConfig, write_severstal
+from steelsight.defects import Inspection
+from steelsight.engine.batch import find_sources
+from steelsight.engine.cascade import Inspector
+from steelsight.report.folder import OutputFolder, RunSummary, TruthFile, inspect_to_folder
+from steelsight.report.html import RunInfo, TruthTally
+
+FRAMES, NOTE = "frames", "SYNTHETIC.txt"
+
+
+def draw(folder: Path, config: CoilConfig, on_frame: Callable[[int], None]) -> Path:
+    """Draws the coil into ``folder/frames``; an earlier one that was drawn there is replaced.
+
+    Raises:
+        InputError: ``folder/frames`` holds files that were not drawn.
+    """
+    frames = folder / FRAMES
+    drawn_before = (frames / NOTE).is_file()
+    if drawn_before:
+        for old in (frames / "images").glob("synthetic-*.jpg"):
+            old.unlink()
+    return write_severstal(config, frames, progress=on_frame, overwrite=drawn_before)
+
+
+def inspect_drawn(
+    inspector: Inspector,
+    frames: Path,
+    folder: Path,
+    run: RunInfo,
+    on_result: Callable[[Inspection], None],
+    stop: Callable[[], bool],
+) -> tuple[RunSummary, TruthTally]:
+    """Inspects the drawn frames against their truth and writes the output folder."""
+    classes = inspector.bundle.classes
+    truth = TruthFile(frames / "train.csv", [c.id for c in classes], unlisted_are_clean=True)
+    run = replace(run, synthetic=True, truth_source="drawn with the frames, exact")
+    with OutputFolder(folder, classes, overwrite=True) as output:
+        summary = inspect_to_folder(
+            inspector,
+            find_sources([frames / "images"]),
+            output,
+            run,
+            truth=truth,
+            on_result=on_result,
+            stop=stop,
+        )
+    return summary, output.report.truth
