@@ -53,6 +53,8 @@ class InputEntry(_Table):
     """What the gate network takes: uint8 grey ``(N, 1, H, W)``; it normalises by itself."""
 
     channels: Literal[1]
+    monochrome: bool
+    """The frames came from a grey camera: a coloured pixel is damage or another kind of picture."""
     multiple_of: int = Field(ge=1)
     """H and W must be multiples of this; frames are padded and results cropped."""
     tile_wh: tuple[int, int]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from steelsight.data.synthetic import CoilConfig
     from steelsight.defects import Inspection
     from steelsight.engine import Inspector
+    from steelsight.imaging import DecodePolicy
     from steelsight.report.folder import RunSummary
     from steelsight.report.html import RunInfo, TruthTally
 
@@ -35,20 +36,20 @@ DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 app = App(
     name="steelsight",
     version=__version__,
-    help="""Finds and outlines manufacturing defects on steel from camera images.
-
-Every frame gets a verdict: OK, NG or UNKNOWN with a reason. Nothing is silently OK.
-
-Examples:
-
-    steelsight demo                      # drawn steel with known truth, report in demo/
-    steelsight inspect frames/ --out out/
-    steelsight inspect one.jpg --json
-    steelsight doctor                    # what works on this machine
-""",
+    help="Finds and outlines manufacturing defects on steel from camera images. Every frame gets a "
+    "verdict: OK, NG, or UNKNOWN with a reason. Nothing is silently OK.",
     help_format="plaintext",
-    help_epilogue="Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, "
-    "4 a gate refused, 130 stopped.",
+    help_epilogue="""Examples:
+
+  steelsight demo                         drawn steel, report in demo/
+
+  steelsight inspect frames/ --out out/   verdicts, masks, pictures, report
+
+  steelsight inspect one.jpg              one result line on standard output
+
+  steelsight doctor                       what works on this machine
+
+Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 130 stopped.""",
     version_format="plaintext",
     result_action="return_value",
 )
@@ -136,6 +137,9 @@ def inspect(
     bit_depth: Annotated[
         int | None, Parameter(help="Bits your camera uses in 16-bit files, such as 12.")
     ] = None,
+    allow_colour: Annotated[
+        bool, Parameter(negative="", help="Turn coloured images grey instead of refusing them.")
+    ] = False,
     append_end_marker: Annotated[
         bool, Parameter(negative="", help="Accept JPEGs whose camera omits the end marker.")
     ] = False,
@@ -157,7 +161,7 @@ def inspect(
         raise InputError("--truth and --overwrite write a report: give --out FOLDER too")
     sources = find_sources(inputs, leave_out=out)
     policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
-    inspector = _load(bundle, decision, engine, threads, policy)
+    inspector = _load(bundle, decision, engine, threads, policy, allow_colour)
     if out is None:
         unknown = 0
         with _ctrl_c() as stop:
@@ -379,14 +383,26 @@ def _fail(line: str, code: int) -> int:
 
 
 def _load(
-    bundle: Path | None, decision: Path | None, engine: str, threads: int | None, policy: Any = None
+    bundle: Path | None,
+    decision: Path | None,
+    engine: str,
+    threads: int | None,
+    policy: "DecodePolicy | None" = None,
+    allow_colour: bool = False,
 ) -> "Inspector":
     from steelsight.engine import Inspector
     from steelsight.engine.runtime import Engine
 
     if engine not in set(Engine):
         raise InputError(f"expected --engine {', '.join(Engine)}; got {engine}")
-    return Inspector.load(bundle, decision=decision, engine=engine, threads=threads, policy=policy)
+    return Inspector.load(
+        bundle,
+        decision=decision,
+        engine=engine,
+        threads=threads,
+        policy=policy,
+        allow_colour=allow_colour,
+    )
 
 
 def _console(json: bool) -> "Console":

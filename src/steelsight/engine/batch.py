@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -89,7 +89,7 @@ def shown_name(path: Path) -> str:
     return name if plain else quote(os.fsencode(name))
 
 
-def inspect_sources(inspector: Inspector, sources: Sequence[Source]) -> Iterator[Inspected]:
+def inspect_sources(inspector: Inspector, sources: Sequence[Source]) -> Generator[Inspected]:
     """One result per source, in order."""
     pairs = ((source.path, source.name) for source in sources)
     for taken in inspector.take_in_ahead(pairs):

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class Inspector:
         engine: Engine | str = Engine.AUTO,
         threads: int | None = None,
         policy: imaging.DecodePolicy | None = None,
+        allow_colour: bool = False,
     ) -> "Inspector":
         """Loads and checks a bundle.
 
@@ -90,6 +91,8 @@ class Inspector:
             engine: ``auto``, ``onnxruntime`` or ``openvino``.
             threads: inference threads; all usable cores if ``None``.
             policy: which images are accepted.
+            allow_colour: turn coloured images grey, although the model's camera was grey; without
+                it they are UNKNOWN, because colour in a grey camera's frame is damage.
 
         Raises:
             BundleError: the bundle is incomplete, altered or failed its parity check.
@@ -102,6 +105,8 @@ class Inspector:
             load_runtime(path, precision, Engine(engine), threads)
             for path in (loaded.gate_path, loaded.segmenter_path)
         )
+        grey_only = loaded.manifest.input.monochrome and not allow_colour
+        policy = replace(policy or imaging.DecodePolicy(), grey_only=grey_only)
         return cls(loaded, gate, segmenter, policy)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
@@ -128,13 +133,16 @@ class Inspector:
     def take_in_ahead(self, images: Iterable[tuple[Image, str | None]]) -> Iterator[TakenIn]:
         """``take_in`` for ``(image, name)`` pairs, in order, a few frames ahead in a thread."""
         waiting: deque[Future[TakenIn]] = deque()
-        with ThreadPoolExecutor(1, "steelsight-decode") as pool:
+        pool = ThreadPoolExecutor(1, "steelsight-decode")
+        try:
             for image, name in images:
                 waiting.append(pool.submit(self.take_in, image, name))
                 if len(waiting) > DECODE_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def take_in(self, image: Image, name: str | None = None) -> TakenIn:
         """Reads and decodes one image; whatever is wrong with it becomes ``refusal``."""

@@ -9,8 +9,11 @@ uint8, without a copy or a conversion.
 """
 
 import json
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -62,7 +65,7 @@ MASKS = "mask_probabilities"
 LOGITS = ("average_logits", "soft_maximum_logits", "mask_logits")
 SELF_TEST = "self_test"
 OPSET = 20
-QUANTISED = ("Conv", "Add", "Concat", "MaxPool", "Resize")
+QUANTISED = ("Conv", "Add", "Relu", "Concat", "MaxPool", "Resize")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -94,6 +97,8 @@ class ExportConfig:
     """The bundle's name in results."""
     training: tuple[str, str]
     """What the network learned from, and under which terms."""
+    monochrome: bool = True
+    """Training frames came from a grey camera: coloured pixels are refused."""
     precision: Precision = Precision.INT8
     truth: Mapping[str, Mapping[str, str]] | None = None
     """Labels of the parity frames: RLE by file name and type; adds Dice against people's masks."""
@@ -262,18 +267,33 @@ def export_onnx(network: ResUNet, path: Path) -> None:
     """Writes the whole network as one ONNX file with any N, H and W (multiples of 32)."""
     n, h, w = (torch.export.Dim(axis, min=1, max=512) for axis in "nhw")
     outputs = (*PROBABILITIES, MASKS, *FEATURES, *LOGITS)
-    program = torch.onnx.export(
-        _Deployed(network).eval(),
-        (torch.zeros(2, 1, 64, 96, dtype=torch.uint8),),
-        dynamo=True,
-        input_names=["frames"],
-        output_names=outputs,
-        dynamic_shapes={"frames": {0: n, 2: 32 * h, 3: 32 * w}},
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        # torch's own, inside the exporter: nothing a caller could change.
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            _Deployed(network).eval(),
+            (torch.zeros(2, 1, 64, 96, dtype=torch.uint8),),
+            dynamo=True,
+            input_names=["frames"],
+            output_names=outputs,
+            dynamic_shapes={"frames": {0: n, 2: 32 * h, 3: 32 * w}},
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None  # noqa: S101 - for the type checker: dynamo=True returns it
     program.save(str(path))
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Only errors of one logger: the exporter laments at length that torchvision is missing."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
@@ -290,7 +310,7 @@ def quantise(
 ) -> Path:
     """Static int8: weights per channel and symmetric, activations uint8 by their extremes.
 
-    Both heads and everything after the last features stay fp32: they cost nothing and decide.
+    Both heads and the mask logits stay fp32: they cost nothing and decide.
 
     Args:
         whole: what ``export_onnx`` wrote.
@@ -320,19 +340,22 @@ def quantise(
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=list(QUANTISED),
-        nodes_to_exclude=_head_nodes(onnx.load(prepared).graph),
+        nodes_to_exclude=_kept_fp32(onnx.load(prepared).graph),
+        # Else C5 stays float: of its consumers only the upsampling is quantised.
+        extra_options={"ForceQuantizeNoInputCheck": True},
     )
     return quantised
 
 
-def _head_nodes(graph: onnx.GraphProto) -> list[str]:
+def _kept_fp32(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that stay fp32: the heads and the upsampling of the mask logits."""
     heads = [
         node.name
         for node in graph.node
         if node.op_type == "Conv" and any("_head" in name for name in node.input)
     ]
     resizes = [node.name for node in graph.node if node.op_type == "Resize"]
-    return [*heads, resizes[-1]]  # the last one upsamples the mask logits
+    return [*heads, resizes[-1]]
 
 
 def cut(whole: Path, gate: Path, segmenter: Path) -> None:
@@ -526,7 +549,12 @@ def _manifest(config: ExportConfig, folder: Path, gate: Path, segmenter: Path) -
         precision=config.precision,
         code_version=__version__,
         input=InputEntry(
-            channels=1, multiple_of=32, tile_wh=(1600, 256), tile_overlap_px=64, min_wh=(64, 64)
+            channels=1,
+            monochrome=config.monochrome,
+            multiple_of=32,
+            tile_wh=(1600, 256),
+            tile_overlap_px=64,
+            min_wh=(64, 64),
         ),
         classes=tuple(config.classes),
         gate=file_entry(gate),
