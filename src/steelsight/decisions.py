@@ -117,7 +117,8 @@ def load_decision(path: Path, class_ids: Sequence[str]) -> Decision:
             f"{path}: expected rules for types {', '.join(class_ids)}, got "
             f"{', '.join(decision.types) or 'none'}; add or remove [types.*] tables"
         )
-    return decision
+    # The order of the channels, whatever the order of the tables.
+    return decision.model_copy(update={"types": {k: decision.types[k] for k in class_ids}})
 
 
 class Judgement(NamedTuple):

@@ -75,9 +75,9 @@ class Inspector:
     @classmethod
     def load(
         cls,
-        bundle: Path | None = None,
+        bundle: str | Path | None = None,
         *,
-        decision: Path | None = None,
+        decision: str | Path | None = None,
         engine: Engine | str = Engine.AUTO,
         threads: int | None = None,
         policy: imaging.DecodePolicy | None = None,
@@ -99,7 +99,10 @@ class Inspector:
             EngineError: the engine is not installed or refuses the networks.
             InputError: the decision file or an argument is wrong.
         """
-        loaded = load_bundle(bundle, decision)
+        loaded = load_bundle(
+            Path(bundle) if bundle is not None else None,
+            Path(decision) if decision is not None else None,
+        )
         precision = loaded.manifest.precision
         gate, segmenter = (
             load_runtime(path, precision, Engine(engine), threads)
