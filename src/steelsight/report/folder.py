@@ -165,7 +165,8 @@ class OutputFolder:
 
 def overlay_name(number: int, image: str) -> str:
     """A file name that is unique by its number and harmless whatever the image is called."""
-    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', image)[-80:]}.jpg"
+    stem = image.rpartition(".")[0] or image
+    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)[-80:]}.jpg"
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:
