@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,10 @@ in short.
 
 It knows nothing.
 """
+PARITY_REPORT = {
+    "passed": True,
+    "self_test": {"verdict": "OK", "faulty_probability": 0.125, "defects": []},
+}
 CHECKED = ("gate.onnx", "segmenter.onnx", PARITY, "self_test.png")
 """Files that the manifest names with their sha256; a bundle does not look inside the networks."""
 
@@ -92,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in CHECKED:
         (folder / name).write_bytes(f"content of {name}".encode())
-    (folder / PARITY).write_text(json.dumps({"passed": True, "self_test": {}}))
+    (folder / PARITY).write_text(json.dumps(PARITY_REPORT))
     (folder / CARD).write_text(CARD_TEXT)
     (folder / DECISION).write_text(DECISION_FILE)
     write_manifest(folder, manifest_of(folder))
@@ -276,11 +279,13 @@ def test_a_decision_file_of_ones_own(folder: Path, tmp_path: Path) -> None:
     assert load_bundle(folder).decision.gate.ng_from == 0.75
 
 
-@pytest.mark.parametrize("parity", [{"passed": False}, {"passed": "yes"}, {"passed": 1}, {}])
+@pytest.mark.parametrize(
+    "parity", [{"passed": False}, {"passed": "yes"}, {"passed": 1}, {"passed": None}]
+)
 def test_a_bundle_that_failed_its_parity_is_refused(
     folder: Path, parity: dict[str, object]
 ) -> None:
-    (folder / PARITY).write_text(json.dumps(parity))
+    (folder / PARITY).write_text(json.dumps(PARITY_REPORT | parity))
     write_manifest(folder, manifest_of(folder))
     assert "parity check against the trained network failed" in refusal_of(folder)
 
@@ -307,7 +312,7 @@ def test_a_parity_file_that_is_none_is_refused(folder: Path, parity: str) -> Non
         ("monochrome = true\n", "", "input.monochrome"),
         ("multiple_of = 32", "multiple_of = 0", "input.multiple_of"),
         ("multiple_of = 32", "multiple_of = 32\nscale = 2", "input.scale"),
-        ("tile_wh = [1600, 256]", "tile_wh = [1600]", "input.tile_wh"),
+        ("tile_wh = [1600, 256]", "tile_wh = [1600]", "input.tile_wh.1"),
         ("tile_overlap_px = 64", "tile_overlap_px = -1", "input.tile_overlap_px"),
         ("#ff8800", "orange", "classes.0.colour"),
         ('id = "inclusion"', 'id = "in clusion"', "classes.1.id"),

@@ -164,7 +164,7 @@ def test_min_area_counts_the_whole_type_not_each_region(decision: Decision) -> N
     ids=["below", "at", "above"],
 )
 def test_a_type_counts_from_its_score_on(decision: Decision, head: float, found: bool) -> None:
-    # Score of type a: (2 * head + peak) / 3 with a peak of 1, at the its gate from 0.25 on.
+    # The score is (2 * head + peak) / 3: with a peak of 1, a head of 0.25 reaches the gate of 0.5.
     judgement = decide(0.5, np.array([head, 0], np.float32), masks(a=1.0), decision)
     assert judgement.verdict is (Verdict.NG if found else Verdict.OK)
     assert [defect.class_id for defect in judgement.defects] == ["a"] * found

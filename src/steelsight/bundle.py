@@ -172,7 +172,12 @@ def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bun
         _check(folder, entry)
     if not (folder / CARD).is_file():
         raise BundleError(f"{folder}: expected {CARD}; a model without a card is not run")
-    parity = json.loads((folder / manifest.parity.file).read_bytes())
+    try:
+        parity = dict(json.loads((folder / manifest.parity.file).read_bytes()))
+    except (ValueError, TypeError):
+        raise BundleError(
+            f"{folder}: expected a JSON object in {manifest.parity.file}; export it again"
+        ) from None
     if parity.get("passed") is not True:
         raise BundleError(
             f"{folder}: the parity check against the trained network failed when this bundle was "
@@ -233,7 +238,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 
 def _toml(value: object) -> str:
     # Strings, integers and arrays of integers: there JSON and TOML agree.
-    text = json.dumps(value, ensure_ascii=False)
-    if not text.isprintable():
-        raise InputError(f"expected plain text for the manifest, got {text}; remove line breaks")
-    return text
+    if isinstance(value, str) and not value.isprintable():
+        raise InputError(
+            f"expected plain text for the manifest, got {value!a}; remove line breaks, tabs and "
+            "special blanks"
+        )
+    return json.dumps(value, ensure_ascii=False)

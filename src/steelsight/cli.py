@@ -391,10 +391,7 @@ def _load(
     allow_colour: bool = False,
 ) -> "Inspector":
     from steelsight.engine import Inspector
-    from steelsight.engine.runtime import Engine
 
-    if engine not in set(Engine):
-        raise InputError(f"expected --engine {', '.join(Engine)}; got {engine}")
     return Inspector.load(
         bundle,
         decision=decision,

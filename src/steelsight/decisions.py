@@ -104,6 +104,8 @@ def load_decision(path: Path, class_ids: Sequence[str]) -> Decision:
         ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: expected TOML, got: {error}; mend that line") from None
+    if "sha256" in tables:
+        raise InputError(f"{path}: sha256: expected no such key, it is computed; remove that line")
     try:
         decision = Decision(**tables | {"sha256": hashlib.sha256(content).hexdigest()})
     except ValidationError as error:
@@ -186,8 +188,10 @@ def decide(
         decision: the thresholds; its types in the order of the channels.
 
     Returns:
-        The judgement. UNKNOWN, ``not-finite``, if any score is NaN or infinite, or if masks are
-        missing for a frame that stage 1 did not clear.
+        The judgement. UNKNOWN, ``not-finite``, if any score is NaN or infinite.
+
+    Raises:
+        ValueError: masks are missing for a frame that stage 1 did not clear.
     """
     peaks = (
         np.zeros(len(decision.types), np.float32)
@@ -201,11 +205,9 @@ def decide(
         )
     }
     # A NaN anywhere in the masks makes their sum NaN; cheaper than testing every pixel.
-    evidence = (
-        faulty_probability,
-        *scores.values(),
-        0.0 if probabilities_chw is None else probabilities_chw.sum(),
-    )
+    with np.errstate(invalid="ignore"):
+        mask_sum = 0.0 if probabilities_chw is None else probabilities_chw.sum()
+    evidence = (faulty_probability, *scores.values(), mask_sum)
     if not np.isfinite(evidence).all():
         return Judgement(
             Verdict.UNKNOWN,

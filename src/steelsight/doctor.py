@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelsight import __version__
-from steelsight.bundle import Bundle, load_bundle
+from steelsight.bundle import PARITY, Bundle, load_bundle
 from steelsight.defects import Inspection
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.runtime import Engine, available_cores
@@ -115,7 +115,10 @@ def _self_test(bundle: Bundle, engine: Engine) -> Check:
         found = Inspector.load(bundle.folder, engine=engine).inspect(bundle.self_test_path)
     except SteelsightError as error:
         return Check(what, str(error), ok=False)
-    difference = compare(found, bundle.parity["self_test"])
+    recorded = bundle.parity.get("self_test") or {}
+    if not {"verdict", "faulty_probability", "defects"} <= recorded.keys():
+        return Check(what, f"no answer was recorded in {PARITY}; export it again", ok=False)
+    difference = compare(found, recorded)
     if difference:
         return Check(what, difference, ok=False)
     took = sum(found.milliseconds.values())
@@ -132,10 +135,11 @@ def compare(found: Inspection, recorded: Mapping[str, Any]) -> str:
         return f"expected verdict {recorded['verdict']}, got {found.verdict} ({found.detail})"
     difference = abs(_logit(found.faulty_probability) - _logit(recorded["faulty_probability"]))
     if not difference <= LOGIT_TOLERANCE:
-        return (
-            f"expected faulty_probability {recorded['faulty_probability']:.4f}, "
-            f"got {found.faulty_probability:.4f}"
+        expected, got = (
+            "none" if value is None else f"{value:.4f}"
+            for value in (recorded["faulty_probability"], found.faulty_probability)
         )
+        return f"expected faulty_probability {expected}, got {got}"
     answered = found.to_json()["defects"]
     for class_id in {defect["class"] for defect in (*answered, *recorded["defects"])}:
         ours, theirs = (_pixels(defects, class_id) for defects in (answered, recorded["defects"]))

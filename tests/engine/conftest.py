@@ -121,7 +121,7 @@ def decision() -> Decision:
         chosen_on="nothing",
         gate={"clear_below": 0.15, "ng_from": 0.42},
         input={"min_contrast": 2.0},
-        types={k: rule for k in "1234"},
+        types=dict.fromkeys("1234", rule),
         sha256="d" * 64,
     )
 

@@ -140,7 +140,7 @@ def test_several_inputs_have_names_below_their_common_folder(
 
 
 @pytest.mark.xfail(reason="'..' stays in the name, and the submission then refuses it")
-@pytest.mark.parametrize("inputs", [["../two", "."], ["../one/a.jpg", "../two"]], ids=str)
+@pytest.mark.parametrize("inputs", [["../two", "."], ["a.jpg", "../two"]], ids=str)
 def test_paths_that_go_up_have_the_same_names(tmp_path, monkeypatch, inputs):
     touch(tmp_path, "one/a.jpg", "two/a.jpg")
     monkeypatch.chdir(tmp_path / "one")

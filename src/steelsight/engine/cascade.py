@@ -105,7 +105,7 @@ class Inspector:
         )
         precision = loaded.manifest.precision
         gate, segmenter = (
-            load_runtime(path, precision, Engine(engine), threads)
+            load_runtime(path, precision, engine, threads)
             for path in (loaded.gate_path, loaded.segmenter_path)
         )
         grey_only = loaded.manifest.input.monochrome and not allow_colour

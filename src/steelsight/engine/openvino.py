@@ -34,11 +34,16 @@ class OpenVino:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO refuses {path}: {_one_line(error)}") from None
         self._request = model.create_infer_request()
+        self._dtypes = {i.get_any_name(): i.get_element_type().to_dtype() for i in model.inputs}
         self._outputs = [output.get_any_name() for output in model.outputs]
         self.label = f"openvino-{precision}"
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """See ``Runtime.run``."""
+        # Of itself it converts other types, and keeps the last frame's array for a missing input.
+        given = {name: getattr(array, "dtype", None) for name, array in inputs.items()}
+        if given != self._dtypes:
+            raise EngineError(f"OpenVINO failed: expected inputs {self._dtypes}, got {given}")
         try:
             self._request.infer(dict(inputs), share_inputs=True)
         except RuntimeError as error:

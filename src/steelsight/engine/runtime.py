@@ -48,7 +48,10 @@ class Engine(StrEnum):
 
 
 def load_runtime(
-    path: Path, precision: Precision, engine: Engine = Engine.AUTO, threads: int | None = None
+    path: Path,
+    precision: Precision,
+    engine: Engine | str = Engine.AUTO,
+    threads: int | None = None,
 ) -> Runtime:
     """Loads a network file.
 
@@ -62,9 +65,11 @@ def load_runtime(
         EngineError: the engine is not installed or refuses the file.
         InputError: a number of threads below one.
     """
+    if engine not in _LOADERS:  # its keys are str
+        raise InputError(f"expected an engine of {', '.join(Engine)}, got {engine}")
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, got {threads}; leave it out for all cores")
-    return _LOADERS[engine](path, precision, threads or available_cores())
+    return _LOADERS[Engine(engine)](path, precision, threads or available_cores())
 
 
 def available_cores() -> int:

@@ -51,7 +51,7 @@ from steelsight.bundle import (
     write_manifest,
 )
 from steelsight.decisions import Judgement, decide, is_cleared, load_decision
-from steelsight.defects import Defect
+from steelsight.defects import Defect, Verdict
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.runtime import load_runtime
 from steelsight.errors import GateError, InputError
@@ -186,9 +186,15 @@ def load_network(weights: Path, types: int) -> ResUNet:
     except Exception as error:  # safetensors raises its own, undocumented types
         raise InputError(f"expected safetensors at {weights}, got: {error}") from None
     network = ResUNet(types)
-    missing, unexpected = network.load_state_dict(
-        {name: tensor.float() for name, tensor in state.items()}, strict=False
-    )
+    try:
+        missing, unexpected = network.load_state_dict(
+            {name: tensor.float() for name, tensor in state.items()}, strict=False
+        )
+    except RuntimeError as error:  # raised for other shapes, even if not strict
+        raise InputError(
+            f"{weights}: expected the parameters of a Res-UNet with {types} types, got: "
+            + " ".join(str(error).split())[:300]
+        ) from None
     # BatchNorm's counters play no part in inference and are often not stored.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -254,6 +260,9 @@ def export_bundle(
 def _check(config: ExportConfig, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"expected an empty folder for the bundle, {folder} holds files")
+    for path in (config.card, config.decision, config.self_test):
+        if not path.is_file():
+            raise InputError(f"expected a file to put into the bundle, {path} is not there")
     if not config.parity:
         raise InputError("expected parity frames, got none; give a folder of real frames")
     if config.precision is Precision.INT8 and not config.calibration:
@@ -531,6 +540,8 @@ def _failures(parity: Mapping[str, Any], precision: Precision, limits: Tolerance
             f"{len(flips)} of {parity['frames']} verdicts flip, at most {allowed:.0%} may: "
             + ", ".join(flips[:5])
         )
+    if parity["self_test"]["verdict"] == Verdict.UNKNOWN:
+        found.append(f"the self-test frame is UNKNOWN: {parity['self_test']['detail']}")
     losses = [t["trained"] - t["bundle"] for t in parity["dice_against_labels"].values()]
     if parity["mask_agreement_dice"] is not None and not losses:
         losses = [1 - parity["mask_agreement_dice"]]

@@ -1,0 +1,309 @@
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from steelsight import imaging
+from steelsight.bundle import Bundle, Precision, load_bundle
+from steelsight.doctor import LOGIT_TOLERANCE, MASK_TOLERANCE_DICE, compare
+from steelsight.engine import runtime
+from steelsight.engine.cascade import Inspector
+from steelsight.engine.runtime import Engine, Runtime, available_cores, load_runtime
+from steelsight.errors import EngineError, InputError
+
+pytest.importorskip("openvino", reason="needs the extra openvino")
+
+ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+Load = Callable[[Engine], Runtime]
+
+
+def network(path: Path) -> Path:
+    """``frames`` (N, 1, H, W) uint8 and ``weights`` (1,) to their product and its mean."""
+    image = [None, 1, None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["frames"], ["grey"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["grey", "weights"], ["product"]),
+            helper.make_node("ReduceMean", ["product", "axes"], ["mean"], keepdims=0),
+        ],
+        "test",
+        [
+            helper.make_tensor_value_info("frames", TensorProto.UINT8, image),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("mean", TensorProto.FLOAT, [None]),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, image),
+        ],
+        [helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    return lambda engine: load_runtime(network(tmp_path / "net.onnx"), Precision.FP32, engine, 1)
+
+
+def inputs(seed: int, size_hw: tuple[int, int] = (5, 7)) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    return {
+        "frames": rng.integers(0, 256, (1, 1, *size_hw), np.uint8),
+        "weights": np.array([0.5 + seed], np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return load_bundle()
+
+
+# A network of our own ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", Engine)
+def test_outputs_come_by_name_whatever_the_size(load: Load, engine: Engine) -> None:
+    loaded = load(engine)
+    for seed, size_hw in enumerate([(5, 7), (64, 32), (1, 1), (5, 7)]):
+        given = inputs(seed, size_hw)
+        product = given["frames"].astype(np.float32) * given["weights"]
+        outputs = loaded.run(given)
+        assert outputs.keys() == {"mean", "product"}
+        np.testing.assert_allclose(outputs["product"], product, rtol=1e-6)
+        np.testing.assert_allclose(outputs["mean"], product.mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "label"),
+    [
+        (Engine.AUTO, "onnxruntime-fp32"),
+        (Engine.ONNXRUNTIME, "onnxruntime-fp32"),
+        (Engine.OPENVINO, "openvino-fp32"),
+    ],
+)
+def test_the_label_names_engine_and_precision(load: Load, engine: Engine, label: str) -> None:
+    assert load(engine).label == label
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_results_stay_valid_after_the_next_run(load: Load, engine: Engine) -> None:
+    loaded = load(engine)
+    first = loaded.run(inputs(0))
+    kept = {name: value.copy() for name, value in first.items()}
+    second = loaded.run(inputs(1))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, kept[name])
+        assert not np.shares_memory(value, second[name])
+        assert not np.array_equal(value, second[name])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_results_can_be_written_to_and_do_not_change_the_inputs(load: Load, engine: Engine) -> None:
+    given = inputs(0)
+    before = given["frames"].copy()
+    outputs = load(engine).run(given)
+    outputs["product"][:] = 0
+    np.testing.assert_array_equal(given["frames"], before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"frames": np.zeros((1, 3, 5, 7), np.uint8)}, id="three channels"),
+        pytest.param({"frames": np.zeros((5, 7), np.uint8)}, id="no batch"),
+        pytest.param({"frames": np.zeros((1, 1, 5, 7), np.float32)}, id="float instead of uint8"),
+        pytest.param({"weights": np.zeros(2, np.float32)}, id="two weights"),
+        pytest.param({"frames": None}, id="nothing"),
+        pytest.param({"frame": np.zeros((1, 1, 5, 7), np.uint8)}, id="unknown name"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_an_engine_error(
+    load: Load, engine: Engine, change: dict[str, Any]
+) -> None:
+    loaded = load(engine)
+    with pytest.raises(EngineError, match="failed") as failure:
+        loaded.run(inputs(0) | change)
+    assert "\n" not in str(failure.value)
+    # And the engine can go on with the next frame.
+    assert loaded.run(inputs(1))["mean"].shape == (1,)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("missing", ["frames", "weights"])
+def test_a_missing_input_is_not_taken_from_the_last_frame(
+    load: Load, engine: Engine, missing: str
+) -> None:
+    loaded = load(engine)
+    given = inputs(0)
+    loaded.run(given)
+    del given[missing]
+    with pytest.raises(EngineError, match="failed"):
+        loaded.run(given)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("content", [None, b"", b"no network", b"\x08\x08\x12\x04test" * 20])
+def test_a_broken_file_is_refused_in_one_line(
+    tmp_path: Path, engine: Engine, content: bytes | None
+) -> None:
+    path = tmp_path / "net.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EngineError, match=f"refuses {path}") as refusal:
+        load_runtime(path, Precision.FP32, engine)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_cut_file_is_refused(tmp_path: Path, engine: Engine) -> None:
+    path = network(tmp_path / "net.onnx")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(EngineError, match="refuses"):
+        load_runtime(path, Precision.FP32, engine)
+
+
+@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one_are_refused(tmp_path: Path, engine: Engine, threads: int) -> None:
+    with pytest.raises(InputError, match=f"expected at least 1 thread, got {threads}"):
+        load_runtime(network(tmp_path / "net.onnx"), Precision.FP32, engine, threads)
+
+
+def test_openvino_that_is_not_installed_says_what_to_do(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "steelsight.engine.openvino", raising=False)
+    with pytest.raises(EngineError) as refusal:
+        load(Engine.OPENVINO)
+    assert str(refusal.value).endswith("run: pip install 'steelsight[openvino]'")
+    assert "\n" not in str(refusal.value)
+    assert load(Engine.AUTO).label == "onnxruntime-fp32"
+
+
+def test_an_unknown_engine_is_refused_with_the_choices() -> None:
+    with pytest.raises(InputError, match="auto, onnxruntime, openvino"):
+        Inspector.load(engine="tensorrt")
+
+
+# The shipped bundle ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_of_the_shipped_bundle(shipped: Bundle, engine: Engine) -> None:
+    loaded = load_runtime(shipped.gate_path, shipped.manifest.precision, engine, 1)
+    assert loaded.label == f"{engine}-int8"
+
+
+def test_both_engines_answer_alike_on_the_self_test_frame(shipped: Bundle) -> None:
+    here, there = (Inspector.load(engine=engine) for engine in ENGINES)
+    ours, theirs = (each.inspect(shipped.self_test_path) for each in (here, there))
+    assert compare(ours, theirs.to_json()) == ""
+    assert compare(ours, shipped.parity["self_test"]) == ""
+    assert ours.class_probabilities == pytest.approx(theirs.class_probabilities, abs=0.02)
+    assert (ours.engine, theirs.engine) == ("onnxruntime-int8", "openvino-int8")
+
+
+def test_both_engines_say_the_same_network_by_network(shipped: Bundle) -> None:
+    """The gate's numbers, and the segmenter's on the very same features."""
+    grey_hw = imaging.read_file(shipped.self_test_path).grey_hw[:, 384:896]
+    precision = shipped.manifest.precision
+    gates = [load_runtime(shipped.gate_path, precision, engine) for engine in ENGINES]
+    gated = [gate.run({"frames": grey_hw[None, None]}) for gate in gates]
+    faulty = [float(outputs["faulty_probability"][0]) for outputs in gated]
+    logits = [math.log(p / (1 - p)) for p in faulty]
+    assert abs(logits[0] - logits[1]) <= LOGIT_TOLERANCE
+
+    features = {name: value for name, value in gated[0].items() if name in ("c2", "c3", "c4", "c5")}
+    assert all(value.dtype == np.uint8 for value in features.values())
+    segmenters = [load_runtime(shipped.segmenter_path, precision, engine) for engine in ENGINES]
+    ours, theirs = (s.run(features)["mask_probabilities"] for s in segmenters)
+    assert ours.shape == theirs.shape == (1, 4, *grey_hw.shape)
+    for rule, mine, other in zip(shipped.decision.types.values(), ours[0], theirs[0], strict=True):
+        both = (mine >= rule.pixel_from).sum() + (other >= rule.pixel_from).sum()
+        common = ((mine >= rule.pixel_from) & (other >= rule.pixel_from)).sum()
+        assert both == 0 or 2 * common / both >= MASK_TOLERANCE_DICE
+    assert (ours > 0.5).any()
+
+
+def test_openvino_computes_in_the_precision_it_was_given(shipped: Bundle) -> None:
+    """Left alone it takes bf16 on CPUs that have it."""
+    import openvino
+
+    loaded = load_runtime(shipped.gate_path, Precision.INT8, Engine.OPENVINO, 1)
+    compiled = loaded._request.get_compiled_model()  # type: ignore[attr-defined]
+    assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_shipped_networks_refuse_frames_that_do_not_fit(shipped: Bundle, engine: Engine) -> None:
+    gate = load_runtime(shipped.gate_path, shipped.manifest.precision, engine)
+    for shape in ((1, 3, 64, 64), (64, 64)):
+        with pytest.raises(EngineError, match="failed") as failure:
+            gate.run({"frames": np.zeros(shape, np.uint8)})
+        assert "\n" not in str(failure.value)
+    segmenter = load_runtime(shipped.segmenter_path, shipped.manifest.precision, engine)
+    features = gate.run({"frames": np.zeros((1, 1, 64, 96), np.uint8)})
+    del features["faulty_probability"], features["class_probabilities"]
+    assert segmenter.run(features)["mask_probabilities"].shape == (1, 4, 64, 96)
+    with pytest.raises(EngineError, match="failed"):
+        segmenter.run(features | {"c5": features["c5"][:, :, :1]})
+    with pytest.raises(EngineError, match="failed"):
+        segmenter.run({name: value for name, value in features.items() if name != "c2"})
+
+
+# Cores -------------------------------------------------------------------------------------------
+
+
+def test_available_cores_are_within_what_the_machine_has() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        assert available_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cores"),
+    [
+        (8, "max 100000\n", 8),
+        (8, "200000 100000\n", 2),
+        (8, "150000 100000\n", 2),
+        (8, "50000 100000\n", 1),
+        (8, "1000 100000\n", 1),
+        (2, "1600000 100000\n", 2),
+        (3, "", 3),
+        (3, "garbage", 3),
+        (4, None, 4),
+    ],
+)
+def test_cores_follow_affinity_and_quota(
+    monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None, cores: int
+) -> None:
+    def read_text(path: Path) -> str:
+        assert str(path) == "/sys/fs/cgroup/cpu.max"
+        if quota is None:
+            raise FileNotFoundError(path)
+        return quota
+
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(affinity)))
+    monkeypatch.setattr(runtime.Path, "read_text", read_text)
+    assert available_cores() == cores
+
+
+def test_cores_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(runtime.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: None)
+    assert available_cores() == 1
