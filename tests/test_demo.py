@@ -124,7 +124,6 @@ def test_frames_that_the_demo_did_not_draw_are_not_touched(demo, tmp_path, name)
     assert path.read_bytes() == b"a frame of somebody"
 
 
-@pytest.mark.xfail(reason="SYNTHETIC.txt is written last: a stopped drawing is taken for foreign")
 def test_a_demo_that_was_stopped_while_drawing_can_be_run_again(demo, tmp_path, monkeypatch):
     from steelsight.data import synthetic
 

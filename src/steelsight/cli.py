@@ -5,12 +5,14 @@ self-test); 130 stopped by Ctrl-C, with everything up to then written.
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,18 +99,19 @@ def demo(
     with _ctrl_c() as stop, _progress("inspecting", frames) as advance:
         summary, truth = inspect_drawn(inspector, folder, out, run, _counter(advance), stop)
     if json:
-        _print_json({**_as_dict(summary), "truth": _as_dict(truth)})
+        _print_json({**_as_dict(summary), "truth": truth.to_json()})
     else:
         _print_summary(console, summary)
         _print_truth(console, truth, config)
-        console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
+        console.print(f"Open {out / 'report.html'} in a browser.")
     return INTERRUPTED if summary.interrupted else _exit_code(summary)
 
 
 @app.command
 def inspect(
     inputs: Annotated[
-        list[Path], Parameter(name="PATH", help="Images and folders (walked to their ends).")
+        list[Path],
+        Parameter(name="PATH", json_list=False, help="Images and folders (walked to their ends)."),
     ],
     /,
     *,
@@ -159,6 +162,8 @@ def inspect(
 
     if out is None and (truth or overwrite):
         raise InputError("--truth and --overwrite write a report: give --out FOLDER too")
+    if out is not None and any(out.resolve() == path.resolve() for path in inputs):
+        raise InputError(f"--out {out} is what is to be inspected; give another folder")
     sources = find_sources(inputs, leave_out=out)
     policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
     inspector = _load(bundle, decision, engine, threads, policy, allow_colour)
@@ -195,12 +200,13 @@ def inspect(
             stop=stop,
         )
     if json:
-        _print_json(_as_dict(summary))
+        truth_json = {"truth": output.report.truth.to_json()} if labels else {}
+        _print_json({**_as_dict(summary), **truth_json})
     else:
         _print_summary(console, summary)
         if labels:
             _print_truth(console, output.report.truth)
-        console.print(f"Open [bold]{out / 'report.html'}[/bold] in a browser.")
+        console.print(f"Open {out / 'report.html'} in a browser.")
     return INTERRUPTED if summary.interrupted else _exit_code(summary)
 
 
@@ -229,7 +235,7 @@ def synth(
     if json:
         _print_json({"folder": str(out), "frames": frames, "seed": seed, "synthetic": True})
     else:
-        console.print(f"{frames} drawn frames with exact masks in [bold]{out}[/bold].")
+        console.print(f"{frames} drawn frames with exact masks in {out}.")
     return DONE
 
 
@@ -254,9 +260,7 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
         return DONE
     console = _console(json)
     manifest, decision = loaded.manifest, loaded.decision
-    console.print(
-        f"[bold]{loaded.id}[/bold]  {manifest.precision}, made by {manifest.code_version}"
-    )
+    console.print(f"{loaded.id}  {manifest.precision}, made by {manifest.code_version}")
     console.print(f"Trained on: {manifest.training.data}")
     console.print(f"Terms: {manifest.training.terms}")
     console.print(f"Decision {decision.id} ({decision.name}): {decision.rule}")
@@ -331,7 +335,7 @@ def export(
     else:
         console = _console(json)
         flips = bundle.parity["verdict_flips"]
-        console.print(f"[bold]{bundle.id}[/bold] in {out}")
+        console.print(f"{bundle.id} in {out}")
         console.print(f"{len(flips)} of {len(parity)} verdicts differ from the trained network.")
     return DONE
 
@@ -359,9 +363,13 @@ def doctor(*, bundle: BundleFolder = None, json: Json = False) -> int:
 
 def main() -> None:
     """Entry point: one line for every error of a user, never a traceback."""
+    # Names of files may hold bytes that are no text.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Errors of parsing are ours to print: one line, exit code 2.
-        code = app(exit_on_error=False, print_error=False, help_on_error=False)
+        code = app(sys.argv[1:], exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         text = " ".join(str(error).split())
         code = _fail(f"{text} Try: steelsight --help", USAGE)
@@ -374,11 +382,15 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         code = ERROR
+    except OSError as error:  # a full disk, mostly
+        code = _fail(f"{error.strerror}: {error.filename or 'standard output'}", ERROR)
+        # What is still buffered would fail again at the end of the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code if isinstance(code, int) else DONE)
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"steelsight: {line}", file=sys.stderr)
+    print("steelsight:", " ".join(line.split()), file=sys.stderr)
     return code
 
 
@@ -406,7 +418,7 @@ def _console(json: bool) -> "Console":
     """Standard output for people; with ``--json`` only progress is shown, on standard error."""
     from rich.console import Console
 
-    return Console(stderr=json, highlight=False)
+    return Console(stderr=json, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -556,7 +568,9 @@ def _print_truth(
         + (f"; Dice where a type is present {dice:.2f}." if dice is not None else ".")
     )
     if drawn:
-        console.print("[dim]Drawn frames: proof that it runs, not of accuracy on your steel.[/dim]")
+        console.print(
+            "Drawn frames: proof that it runs, not of accuracy on your steel.", style="dim"
+        )
 
 
 def _exit_code(summary: "RunSummary") -> int:

@@ -280,7 +280,6 @@ def test_a_run_that_stops_in_between_leaves_no_older_report(story, classes, run,
 
 
 @pytest.mark.parametrize("name", ["report.html", "submission.csv", "quarantine.csv"])
-@pytest.mark.xfail(reason="files of these names are deleted without --overwrite")
 def test_files_that_no_run_wrote_are_not_deleted_unasked(classes, tmp_path, name):
     (tmp_path / name).write_text("the work of somebody")
     with pytest.raises(InputError, match=name), OutputFolder(tmp_path, classes):

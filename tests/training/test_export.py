@@ -417,9 +417,10 @@ def test_a_bundle_outside_the_tolerances_is_refused_and_does_not_load(
         ({"parity": []}, "expected parity frames, got none"),
         ({"calibration": []}, "expected calibration frames for int8, got none"),
         ({"parity": [Path("a/1.jpg"), Path("a/2.jpg")]}, "2.jpg is in calibration and parity"),
+        ({"card": Path("no-card.md")}, "no-card.md is not there"),
     ],
 )
-def test_frames_that_prove_nothing_are_refused(
+def test_what_cannot_make_a_bundle_is_refused_at_once(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     frames = {"calibration": [Path("b/2.jpg"), Path("b/3.jpg")], "parity": [Path("a/1.jpg")]}

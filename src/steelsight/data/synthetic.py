@@ -404,6 +404,8 @@ def write_severstal(
         )
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
+    # First: whoever finds a drawing that was stopped must know what it is.
+    (folder / "SYNTHETIC.txt").write_text(_note(config), encoding="utf-8")
     labels: list[FrameLabels] = []
     stated = [("ImageId", "status", "classes")]
     for done, frame in enumerate(draw_coil(config), start=1):
@@ -417,7 +419,6 @@ def write_severstal(
     write_csv(folder / "train.csv", labels, form=CsvForm.ROWS, class_ids=CLASS_IDS)
     with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(stated)
-    (folder / "SYNTHETIC.txt").write_text(_note(config), encoding="utf-8")
     return folder
 
 

@@ -44,13 +44,15 @@ def find_sources(inputs: Sequence[Path], *, leave_out: Path | None = None) -> li
         InputError: a path does not exist, or there is no file at all.
     """
     for given in inputs:
-        if not given.exists():
+        # Path.exists raises where the name is too long.
+        if not os.path.exists(given):  # noqa: PTH110
             raise InputError(f"expected an image or a folder, {given} does not exist")
-    parents = [given if given.is_dir() else given.parent for given in inputs]
-    base = Path(os.path.commonpath([parent.absolute() for parent in parents]))
+    # Without "..", which no table of results accepts in a name.
+    paths = [p.resolve() if p.is_dir() else p.parent.resolve() / p.name for p in inputs]
+    base = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
     found: dict[str, Source] = {}
-    for given in inputs:
-        for path in _walk(given.absolute(), leave_out) if given.is_dir() else [given.absolute()]:
+    for given in paths:
+        for path in _walk(given, leave_out) if given.is_dir() else [given]:
             name = shown_name(path.relative_to(base))
             found[name] = Source(name, path)
     if not found:
@@ -85,7 +87,9 @@ def shown_name(path: Path) -> str:
     percent-encoded as a whole; all others stay as they are.
     """
     name = path.as_posix()
-    plain = name.isprintable() and "\\" not in name and not re.match("[A-Za-z]:", name)
+    # Also encoded: a plain name that could be the encoded form of another one.
+    strange = re.search("^[A-Za-z]:|%[0-9A-Fa-f]{2}|\\\\", name)
+    plain = name.isprintable() and not strange
     return name if plain else quote(os.fsencode(name))
 
 

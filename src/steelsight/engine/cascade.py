@@ -241,7 +241,10 @@ class Inspector:
             probability = float(outputs.pop("faulty_probability")[0])
             # np.maximum and the comparison below keep NaN, max() would lose it.
             faulty = float(np.maximum(faulty, probability))
-            heads = np.maximum(heads, outputs.pop("class_probabilities")[0])
+            tile_heads = outputs.pop("class_probabilities")[0]
+            if not (math.isfinite(probability) and np.isfinite(tile_heads).all()):
+                faulty = math.nan  # a maximum over tiles would lose -inf
+            heads = np.maximum(heads, tile_heads)
             cleared = is_cleared(probability, self.bundle.decision)
             features.append(None if cleared else outputs)
         return _Gated(faulty, heads, features)

@@ -109,10 +109,12 @@ class OutputFolder:
             InputError: it holds an earlier run and ``overwrite`` is off, or it cannot be written.
         """
         results = self.folder / RESULTS
-        if results.exists() and not self._overwrite:
-            raise InputError(
-                f"{results} holds an earlier run; give another --out, or --overwrite to replace it"
-            )
+        for name in (RESULTS, SUBMISSION, QUARANTINE, REPORT):
+            if (self.folder / name).exists() and not self._overwrite:
+                raise InputError(
+                    f"{self.folder / name} is there already, perhaps from an earlier run; "
+                    "give another --out, or --overwrite to replace it"
+                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if results.exists():

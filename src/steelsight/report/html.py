@@ -440,6 +440,21 @@ class TruthTally:
     holding_pairs: int = 0
     holding_dice: float = 0.0
 
+    def to_json(self) -> dict[str, int | float | None]:
+        """Counts of frames, and both Dice; for machines."""
+        return {
+            "faulty": self.faulty,
+            "found": self.found,
+            "missed": self.missed,
+            "faulty_unknown": self.faulty_unknown,
+            "good": self.good,
+            "cleared": self.cleared,
+            "false_alarms": self.false_alarms,
+            "good_unknown": self.good_unknown,
+            "dice_where_present": self.dice_where_present,
+            "kaggle_dice": self.kaggle_dice,
+        }
+
     def add(self, verdict: Verdict, *, faulty: bool) -> None:
         """Counts one frame."""
         names = {

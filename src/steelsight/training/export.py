@@ -260,9 +260,6 @@ def export_bundle(
 def _check(config: ExportConfig, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"expected an empty folder for the bundle, {folder} holds files")
-    for path in (config.card, config.decision, config.self_test):
-        if not path.is_file():
-            raise InputError(f"expected a file to put into the bundle, {path} is not there")
     if not config.parity:
         raise InputError("expected parity frames, got none; give a folder of real frames")
     if config.precision is Precision.INT8 and not config.calibration:
@@ -270,6 +267,9 @@ def _check(config: ExportConfig, folder: Path) -> None:
     both = {path.name for path in config.calibration} & {path.name for path in config.parity}
     if both:
         raise InputError(f"{min(both)} is in calibration and parity; proof needs other frames")
+    for path in (config.card, config.decision, config.self_test):
+        if not path.is_file():
+            raise InputError(f"expected a file to put into the bundle, {path} is not there")
 
 
 def export_onnx(network: ResUNet, path: Path) -> None:

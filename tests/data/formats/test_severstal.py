@@ -260,7 +260,7 @@ def test_a_file_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None
         ("\ta", "'\ta"),
         ("\ra", "'\ra"),
         ("a=1", "a=1"),
-        ("'a", "'a"),
+        ("'a", "''a"),
         ("", ""),
     ],
 )

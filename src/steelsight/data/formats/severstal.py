@@ -183,7 +183,7 @@ def csv_safe(text: str) -> str:
 
     For text that others chose, such as file names. Reading does not take the ``'`` away again.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
 
 
 def _table_rows(file: TextIO, name: str) -> Iterator[tuple[int, list[str], _Columns]]:
