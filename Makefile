@@ -30,7 +30,7 @@ figures: $(DEV)/.installed ## figures of the shipped bundle on the real frames i
 	$(DEV)/bin/python benchmarks/real_frames.py out/real/results.jsonl ../shared
 
 clean:
-	rm -rf $(BASE) $(DEV) demo out dist
+	rm -rf $(BASE) $(DEV) dist
 
 $(BASE)/.installed: pyproject.toml requirements/constraints.txt $(shell find src -type f -not -name '*.pyc')
 	@echo "Setting up $(BASE) (about 20 s, once)"

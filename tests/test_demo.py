@@ -111,14 +111,18 @@ def test_a_second_demo_replaces_the_first(demo, tmp_path):
     assert (tmp_path / "frames" / "images" / "synthetic-000000.jpg").read_bytes() == first
 
 
-@pytest.mark.parametrize("name", ["frames/mine.jpg", "frames/images/synthetic-000000.jpg"])
+@pytest.mark.parametrize(
+    "name", ["frames/mine.jpg", "frames/images/synthetic-000000.jpg", "results.jsonl", "mine.jpg"]
+)
 def test_frames_that_the_demo_did_not_draw_are_not_touched(demo, tmp_path, name):
     path = tmp_path / name
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"a frame of somebody")
     code, out, err = demo("--frames", 2, "--out", tmp_path)
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("steelsight: expected a new or empty folder")
+    assert err.splitlines()[-1].startswith(
+        "steelsight: expected a new folder or that of an earlier demo"
+    )
     assert "Traceback" not in err
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
     assert path.read_bytes() == b"a frame of somebody"

@@ -594,17 +594,17 @@ def test_12_bit_and_cmyk_jpeg_are_refused() -> None:
     assert refusal(lambda: decode(cmyk)) is Reason.UNSUPPORTED_PIXELS
 
 
-def test_coloured_pixels_of_a_grey_camera_are_damage() -> None:
+def test_coloured_pixels_of_a_grey_camera_are_refused() -> None:
     policy = DecodePolicy(grey_only=True)
     rgb = np.dstack([steel()] * 3)
     np.testing.assert_array_equal(from_array(rgb, policy=policy).grey_hw, steel())
     rgb[20, 30, 2] ^= 1
     from_array(rgb)
-    assert refusal(lambda: from_array(rgb, policy=policy)) is Reason.DECODE_FAILED
+    assert refusal(lambda: from_array(rgb, policy=policy)) is Reason.COLOURED
     rgb[16:32, 16:32, 2] = 0
     data = encoded(rgb, "jpeg")
     decode(data)
-    assert refusal(lambda: decode(data, policy=policy)) is Reason.DECODE_FAILED
+    assert refusal(lambda: decode(data, policy=policy)) is Reason.COLOURED
 
 
 def test_every_flipped_bit_of_a_png_is_refused() -> None:

@@ -13,13 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steelsight.decisions import Decision, load_decision
 from steelsight.defects import DefectClass
 from steelsight.errors import BundleError, InputError
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / "severstal-r50"
+NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
 MANIFEST, DECISION, CARD, PARITY = "manifest.toml", "decision.toml", "MODEL_CARD.md", "parity.json"
 
 
@@ -44,7 +45,7 @@ class FileEntry(_Table):
 class ClassEntry(_Table):
     """One defect type, in the order of the network's channels."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")
     name: str
     colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
 
@@ -58,10 +59,18 @@ class InputEntry(_Table):
     multiple_of: int = Field(ge=1)
     """H and W must be multiples of this; frames are padded and results cropped."""
     tile_wh: tuple[int, int]
-    """Larger frames are cut into tiles of at most this size."""
+    """Size of the frames it learned from; larger ones are cut into tiles of at most this size."""
     tile_overlap_px: int = Field(ge=0)
     min_wh: tuple[int, int]
     """Smaller frames are UNKNOWN, ``wrong-size``."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "InputEntry":
+        if min(*self.min_wh, *self.tile_wh) < 1:
+            raise ValueError("min_wh and tile_wh must be at least 1")
+        if self.tile_overlap_px >= min(self.tile_wh):
+            raise ValueError("tile_overlap_px must be less than both sides of tile_wh")
+        return self
 
 
 class TrainingEntry(_Table):
@@ -76,7 +85,7 @@ class Manifest(_Table):
     """``manifest.toml``."""
 
     format: Literal[1]
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=NAME_PATTERN)
     precision: Precision
     code_version: str
     input: InputEntry
@@ -87,6 +96,13 @@ class Manifest(_Table):
     self_test: FileEntry
     """A frame whose result stands in ``parity.json``, to be compared on the user's machine."""
     training: TrainingEntry
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Manifest":
+        ids = [entry.id for entry in self.classes]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two classes have the same id: {', '.join(ids)}")
+        return self
 
 
 class Bundle(BaseModel):

@@ -24,15 +24,16 @@ from steelsight.errors import GateError, InputError, SteelsightError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from steelsight.data.synthetic import CoilConfig
+    from steelsight.bundle import Bundle, ClassEntry
     from steelsight.defects import Inspection
     from steelsight.engine import Inspector
+    from steelsight.engine.batch import Inspected
     from steelsight.imaging import DecodePolicy
     from steelsight.report.folder import RunSummary
     from steelsight.report.html import RunInfo, TruthTally
 
-TYPE_COLOURS = {"1": "#2f9bff", "2": "#b388ff", "3": "#00d0e0", "4": "#ff7ac8"}
-"""The four Severstal types; away from the green, red and amber of the verdicts."""
+TYPE_COLOURS = ("#2f9bff", "#b388ff", "#00d0e0", "#ff7ac8")
+"""In the order of the types; away from the green, red and amber of the verdicts."""
 DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 app = App(
@@ -102,9 +103,9 @@ def demo(
         _print_json({**_as_dict(summary), "truth": truth.to_json()})
     else:
         _print_summary(console, summary)
-        _print_truth(console, truth, config)
+        _print_truth(console, truth, drawn=True)
         console.print(f"Open {out / 'report.html'} in a browser.")
-    return INTERRUPTED if summary.interrupted else _exit_code(summary)
+    return _exit_code(summary)
 
 
 @app.command
@@ -137,6 +138,7 @@ def inspect(
     overwrite: Annotated[
         bool, Parameter(negative="", help="Replace an earlier run in --out.")
     ] = False,
+    title: Annotated[str, Parameter(help="Of the report.")] = "Inspection report",
     bit_depth: Annotated[
         int | None, Parameter(help="Bits your camera uses in 16-bit files, such as 12.")
     ] = None,
@@ -156,26 +158,16 @@ def inspect(
 
     Example: steelsight inspect frames/ --out out/ --truth train.csv
     """
-    from steelsight.engine.batch import find_sources, inspect_sources
+    from steelsight.engine.batch import count_hidden, find_sources, inspect_sources
     from steelsight.imaging import DecodePolicy
     from steelsight.report.folder import OutputFolder, TruthFile, inspect_to_folder
 
-    if out is None and (truth or overwrite):
-        raise InputError("--truth and --overwrite write a report: give --out FOLDER too")
-    if out is not None and any(out.resolve() == path.resolve() for path in inputs):
-        raise InputError(f"--out {out} is what is to be inspected; give another folder")
+    _check_options(inputs, out, truth, overwrite, overlays, unlisted_are_clean)
     sources = find_sources(inputs, leave_out=out)
     policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
     inspector = _load(bundle, decision, engine, threads, policy, allow_colour)
     if out is None:
-        unknown = 0
-        with _ctrl_c() as stop:
-            for inspection, _ in inspect_sources(inspector, sources):
-                print(inspection.to_json_line(), flush=True)
-                unknown += inspection.reason is not None and inspection.verdict == "UNKNOWN"
-                if stop():
-                    return INTERRUPTED
-        return SOME_UNKNOWN if unknown else DONE
+        return _print_results(inspect_sources(inspector, sources))
 
     console = _console(json)
     classes = inspector.bundle.classes
@@ -184,7 +176,7 @@ def inspect(
         if truth
         else None
     )
-    run = _run_info(inspector, ", ".join(map(str, inputs)), "Inspection report", truth)
+    run = _run_info(inspector, ", ".join(map(str, inputs)), title, truth, count_hidden(inputs))
     with (
         OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
         _ctrl_c() as stop,
@@ -199,15 +191,23 @@ def inspect(
             on_result=_counter(advance),
             stop=stop,
         )
+    for line in summary.misfits[:5]:
+        _fail(line, ERROR)
+    if len(summary.misfits) > 5:
+        _fail(f"{len(summary.misfits)} labels in all do not fit their frames", ERROR)
     if json:
         truth_json = {"truth": output.report.truth.to_json()} if labels else {}
         _print_json({**_as_dict(summary), **truth_json})
     else:
         _print_summary(console, summary)
         if labels:
-            _print_truth(console, output.report.truth)
+            _print_truth(console, output.report.truth, drawn=False)
+            if summary.labels_without_frame:
+                console.print(
+                    f"{summary.labels_without_frame} labelled frames are not among these."
+                )
         console.print(f"Open {out / 'report.html'} in a browser.")
-    return INTERRUPTED if summary.interrupted else _exit_code(summary)
+    return _exit_code(summary)
 
 
 @data_app.command
@@ -265,7 +265,13 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
     console.print(f"Terms: {manifest.training.terms}")
     console.print(f"Decision {decision.id} ({decision.name}): {decision.rule}")
     console.print(f"Chosen on: {decision.chosen_on}\n")
-    console.print(_table(_thresholds(decision)))
+    console.print(_table(_thresholds(loaded)))
+    parity = loaded.parity
+    console.print(
+        f"\nAgainst the trained network, on {parity['frames']} real frames: "
+        f"{len(parity['verdict_flips'])} verdicts differ, masks overlap with a Dice of "
+        f"{parity['mask_agreement_dice']}"
+    )
     console.print(f"\n{loaded.card}", markup=False, highlight=False)
     return DONE
 
@@ -284,6 +290,9 @@ def export(
     name: Annotated[str, Parameter(help="The bundle's name in results.")],
     trained_on: Annotated[str, Parameter(help="What the network learned from.")],
     terms: Annotated[str, Parameter(help="Terms of that data.")],
+    classes: Annotated[
+        str, Parameter(help="Defect types in channel order: id=name, separated by commas.")
+    ] = "1=Type 1,2=Type 2,3=Type 3,4=Type 4",
     precision: Annotated[str, Parameter(help="int8 or fp32.")] = "int8",
     full_range: Annotated[
         bool, Parameter(negative="", help="8-bit weights: only for CPUs with VNNI.")
@@ -306,7 +315,7 @@ def export(
             f"export needs {error.name}, which is not installed; "
             "run: pip install 'steelsight[train]'"
         ) from None
-    from steelsight.bundle import ClassEntry, Precision
+    from steelsight.bundle import Precision
     from steelsight.data.formats.severstal import read_csv
 
     if precision not in set(Precision):
@@ -321,7 +330,7 @@ def export(
         decision=decision,
         card=card,
         self_test=self_test,
-        classes=[ClassEntry(id=k, name=f"Type {k}", colour=c) for k, c in TYPE_COLOURS.items()],
+        classes=_classes(classes),
         name=name,
         training=(trained_on, terms),
         precision=Precision(precision),
@@ -386,12 +395,64 @@ def main() -> None:
         code = _fail(f"{error.strerror}: {error.filename or 'standard output'}", ERROR)
         # What is still buffered would fail again at the end of the interpreter.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if code == INTERRUPTED:
+        _fail("stopped; what was finished until then is complete", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
 
 
 def _fail(line: str, code: int) -> int:
     print("steelsight:", " ".join(line.split()), file=sys.stderr)
     return code
+
+
+def _check_options(
+    inputs: list[Path],
+    out: Path | None,
+    truth: Path | None,
+    overwrite: bool,
+    overlays: bool,
+    unlisted_are_clean: bool,
+) -> None:
+    """Refuses what would be ignored, and an output that would be inspected."""
+    if out is None and (truth or overwrite or not overlays):
+        raise InputError(
+            "--truth, --overwrite and --no-overlays are about a report: give --out FOLDER too"
+        )
+    if unlisted_are_clean and not truth:
+        raise InputError("--unlisted-are-clean is about labels: give --truth FILE too")
+    if out is not None and any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
+        raise InputError(f"--out {out} holds what is to be inspected; give another folder")
+
+
+def _print_results(results: "Iterator[Inspected]") -> int:
+    unknown = 0
+    with _ctrl_c() as stop:
+        for inspection, _ in results:
+            print(inspection.to_json_line(), flush=True)
+            unknown += inspection.verdict == "UNKNOWN"
+            if stop():
+                return INTERRUPTED
+    return SOME_UNKNOWN if unknown else DONE
+
+
+def _classes(text: str) -> "list[ClassEntry]":
+    from pydantic import ValidationError
+
+    from steelsight.bundle import ClassEntry
+
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    try:
+        return [
+            ClassEntry(
+                id=k.strip(), name=n.strip() or k, colour=TYPE_COLOURS[i % len(TYPE_COLOURS)]
+            )
+            for i, (k, _, n) in enumerate(pairs)
+        ]
+    except ValidationError:
+        raise InputError(
+            f"expected --classes such as '1=Pits,2=Scratches' with ids of letters, digits and -, "
+            f"got {text!r}"
+        ) from None
 
 
 def _load(
@@ -480,7 +541,7 @@ def _ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 def _run_info(
-    inspector: "Inspector", source: str, title: str, truth: Path | None = None
+    inspector: "Inspector", source: str, title: str, truth: Path | None = None, hidden: int = 0
 ) -> "RunInfo":
     from steelsight.doctor import versions
     from steelsight.report.html import RunInfo
@@ -493,12 +554,13 @@ def _run_info(
         command=shlex.join(["steelsight", *sys.argv[1:]]),
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
         seconds=0.0,
+        hidden_files=hidden,
         model=bundle.id,
         decision=f"{bundle.decision.name} ({bundle.decision.id})",
         engine=inspector.engine,
         precision=str(bundle.manifest.precision),
         model_card=bundle.card_summary,
-        thresholds=_thresholds(bundle.decision),
+        thresholds=_thresholds(bundle),
         marked_probabilities={"cleared below": gate.clear_below, "NG from": gate.ng_from},
         versions=versions(),
         truth_source=str(truth) if truth else None,
@@ -510,13 +572,13 @@ def _run_info(
     )
 
 
-def _thresholds(decision: Any) -> list[list[str]]:
+def _thresholds(bundle: "Bundle") -> list[list[str]]:
     rows = [["", "score from", "pixel probability from", "least area, px"]]
-    rows += [
-        [f"Type {k}", f"{rule.label_from:g}", f"{rule.pixel_from:.3g}", str(rule.min_area_px)]
-        for k, rule in decision.types.items()
-    ]
-    gate = decision.gate
+    for defect_class in bundle.classes:
+        rule = bundle.decision.types[defect_class.id]
+        figures = (f"{rule.label_from:g}", f"{rule.pixel_from:.3g}", str(rule.min_area_px))
+        rows.append([defect_class.name, *figures])
+    gate = bundle.decision.gate
     rows.append(["Frame: cleared", f"below {gate.clear_below:.3g}", "", ""])
     rows.append(["Frame: NG", f"from {gate.ng_from:.3g}", "", ""])
     return rows
@@ -554,13 +616,13 @@ def _print_summary(console: "Console", summary: "RunSummary") -> None:
     else:
         left = summary.found - summary.seen
         console.print(f"Stopped: {left} of {summary.found} frames not inspected; {sums}.")
+    for note, frames in summary.notes.items():
+        console.print(f"{frames} frames: {note}.")
     if summary.unknown:
         console.print(f"{summary.unknown} UNKNOWN: see {summary.folder}/quarantine.csv.")
 
 
-def _print_truth(
-    console: "Console", truth: "TruthTally", drawn: "CoilConfig | None" = None
-) -> None:
+def _print_truth(console: "Console", truth: "TruthTally", *, drawn: bool) -> None:
     dice = truth.dice_where_present
     console.print(
         f"Against the truth: of {truth.faulty} faulty frames {truth.found} found, {truth.missed} "
@@ -568,12 +630,17 @@ def _print_truth(
         + (f"; Dice where a type is present {dice:.2f}." if dice is not None else ".")
     )
     if drawn:
-        console.print(
-            "Drawn frames: proof that it runs, not of accuracy on your steel.", style="dim"
-        )
+        limits = "Drawn frames: proof that it runs, not of accuracy on your steel."
+    else:
+        limits = "This is accuracy only on frames that the model did not learn from."
+    console.print(limits, style="dim")
 
 
 def _exit_code(summary: "RunSummary") -> int:
+    if summary.interrupted:
+        return INTERRUPTED
+    if summary.misfits:
+        return ERROR
     return SOME_UNKNOWN if summary.unknown else DONE
 
 

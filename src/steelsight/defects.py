@@ -48,14 +48,14 @@ class Reason(StrEnum):
     """Fewer rows or columns than the network needs."""
     UNSUPPORTED_PIXELS = "unsupported-pixels"
     """A pixel type, channel layout or bit depth that cannot be converted without guessing."""
+    COLOURED = "coloured"
+    """Coloured pixels, although the model's camera was grey: damage, or another kind of picture."""
     BLANK = "blank"
     """Practically no contrast: lens cap, no light, over-exposure, or no strip."""
     NOT_FINITE = "not-finite"
     """The network produced NaN or infinity."""
     ENGINE_FAILED = "engine-failed"
     """The inference engine raised an error on this frame."""
-    TIMEOUT = "timeout"
-    """No result within the time allowed."""
     NOT_LOCALISED = "not-localised"
     """NG by the classifier alone: no region of any type passed its thresholds."""
 
@@ -130,7 +130,8 @@ class Inspection:
         size_wh: width and height in pixels; ``None`` if not decoded.
         model, decision, engine: ``name@sha8``, ``sha8``, ``engine-precision``: what decided.
         milliseconds: per step.
-        notes: what was done to the pixels on the way in (EXIF rotation, 16-bit scaling, ...).
+        notes: what was done to the pixels on the way in (EXIF rotation, 16-bit scaling, ...), and
+            that a frame has another size than those the model was measured on.
     """
 
     image: str

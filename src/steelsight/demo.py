@@ -8,6 +8,7 @@ from steelsight.data.synthetic import CoilConfig, write_severstal
 from steelsight.defects import Inspection
 from steelsight.engine.batch import find_sources
 from steelsight.engine.cascade import Inspector
+from steelsight.errors import InputError
 from steelsight.report.folder import OutputFolder, RunSummary, TruthFile, inspect_to_folder
 from steelsight.report.html import RunInfo, TruthTally
 
@@ -15,13 +16,18 @@ FRAMES, NOTE = "frames", "SYNTHETIC.txt"
 
 
 def draw(folder: Path, config: CoilConfig, on_frame: Callable[[int], None]) -> Path:
-    """Draws the coil into ``folder/frames``; an earlier one that was drawn there is replaced.
+    """Draws the coil into ``folder/frames``; an earlier demo there is replaced.
 
     Raises:
-        InputError: ``folder/frames`` holds files that were not drawn.
+        InputError: ``folder`` holds anything that is not of an earlier demo.
     """
     frames = folder / FRAMES
     drawn_before = (frames / NOTE).is_file()
+    if not drawn_before and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"expected a new folder or that of an earlier demo, {folder} holds other files; "
+            "give another --out"
+        )
     if drawn_before:
         for old in (frames / "images").glob("synthetic-*.jpg"):
             old.unlink()

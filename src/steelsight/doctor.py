@@ -9,16 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from steelsight import __version__
 from steelsight.bundle import PARITY, Bundle, load_bundle
 from steelsight.defects import Inspection
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.runtime import Engine, available_cores
 from steelsight.errors import SteelsightError
-from steelsight.masks import rle_runs
+from steelsight.masks import decode_rle, dice, merge_rles
 
 PACKAGES = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "onnxruntime", "openvino")
 LOGIT_TOLERANCE = 0.5
@@ -141,11 +138,17 @@ def compare(found: Inspection, recorded: Mapping[str, Any]) -> str:
         )
         return f"expected faulty_probability {expected}, got {got}"
     answered = found.to_json()["defects"]
+    size_wh = found.size_wh or (0, 0)
     for class_id in {defect["class"] for defect in (*answered, *recorded["defects"])}:
-        ours, theirs = (_pixels(defects, class_id) for defects in (answered, recorded["defects"]))
-        dice = 2 * len(np.intersect1d(ours, theirs)) / (len(ours) + len(theirs))
-        if dice < MASK_TOLERANCE_DICE:
-            return f"masks of type {class_id} overlap the recorded ones with a Dice of {dice:.2f}"
+        ours, theirs = (
+            decode_rle(merge_rles([d["rle"] for d in defects if d["class"] == class_id]), size_wh)
+            for defects in (answered, recorded["defects"])
+        )
+        overlap = dice(ours, theirs)
+        if overlap < MASK_TOLERANCE_DICE:
+            return (
+                f"masks of type {class_id} overlap the recorded ones with a Dice of {overlap:.2f}"
+            )
     return ""
 
 
@@ -154,10 +157,3 @@ def _logit(probability: float | None) -> float:
         return math.nan
     clipped = min(max(probability, 1e-6), 1 - 1e-6)
     return math.log(clipped / (1 - clipped))
-
-
-def _pixels(defects: Sequence[Mapping[str, Any]], class_id: str) -> NDArray[np.int64]:
-    """Indices of a type's pixels, column-major."""
-    runs = [rle_runs(defect["rle"]) for defect in defects if defect["class"] == class_id]
-    spans = [np.arange(a, b) for starts, ends in runs for a, b in zip(starts, ends, strict=True)]
-    return np.concatenate(spans) if spans else np.zeros(0, np.int64)

@@ -410,9 +410,9 @@ def _to_grey(pixels: npt.NDArray[Any], policy: DecodePolicy) -> tuple[GreyHW, tu
             cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), colours
         ):
             _refuse(
-                Reason.DECODE_FAILED,
-                "expected a grey camera's frame (red = green = blue), received coloured pixels; "
-                "the file is damaged; if the camera is a colour one, give --allow-colour",
+                Reason.COLOURED,
+                "expected a grey camera's frame (red = green = blue), received coloured pixels: "
+                "damage, or a colour camera; then give --allow-colour (Python: allow_colour=True)",
             )
     grey_hw = np.ascontiguousarray(pixels.reshape(pixels.shape[:2]))
     if grey_hw.dtype.itemsize == 2:
@@ -475,7 +475,7 @@ def _decode_jpeg(data: bytes, policy: DecodePolicy) -> _Raster:
             _refuse(
                 Reason.TRUNCATED,
                 "the JPEG has no end-of-image marker: cut off, or the camera omits the marker "
-                "(then set append_end_marker)",
+                "(then give --append-end-marker)",
             )
         data += b"\xff\xd9"
         layout = _jpeg_layout(data)

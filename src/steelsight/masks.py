@@ -140,6 +140,28 @@ def decode_rle(rle: str, size_wh: tuple[int, int], *, where: str = "") -> NDArra
     return _mask_from_counts(np.diff(edges), size_wh)
 
 
+def merge_rles(rles: Sequence[str]) -> str:
+    """Kaggle RLEs of regions that do not overlap as one RLE, its runs in ascending order.
+
+    Raises:
+        LabelError: one of them is no Kaggle RLE.
+    """
+    if len(rles) == 1:
+        return rles[0]
+    if not rles:
+        return ""
+    starts, ends = (np.concatenate(parts) for parts in zip(*map(rle_runs, rles), strict=True))
+    order = np.argsort(starts, kind="stable")
+    runs = np.stack([starts[order] + 1, ends[order] - starts[order]], axis=1)
+    return " ".join(map(str, runs.ravel().tolist()))
+
+
+def dice(a_hw: NDArray[np.bool_], b_hw: NDArray[np.bool_]) -> float:
+    """Dice coefficient of two masks, ``2 |A and B| / (|A| + |B|)``; 1 when both are empty."""
+    both = np.count_nonzero(a_hw) + np.count_nonzero(b_hw)
+    return 2 * np.count_nonzero(a_hw & b_hw) / both if both else 1.0
+
+
 def encode_rle(mask_hw: NDArray[np.bool_] | NDArray[np.uint8]) -> str:
     """Writes a mask in the canonical Kaggle form: sorted runs that do not touch.
 

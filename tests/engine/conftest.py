@@ -130,7 +130,14 @@ def decision() -> Decision:
 def bench(decision, tmp_path) -> Callable[..., Bench]:
     """Builds a ``Bench``; tiles, multiples and the rest as in the shipped bundle unless given."""
 
-    def build(*, policy: DecodePolicy | None = None, gate=None, segmenter=None, **given) -> Bench:
+    def build(
+        *,
+        policy: DecodePolicy | None = None,
+        gate=None,
+        segmenter=None,
+        allow_colour=True,
+        **given,
+    ) -> Bench:
         spec = {
             "channels": 1,
             "monochrome": True,
@@ -159,7 +166,7 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
             folder=Path(tmp_path), manifest=manifest, decision=decision, sha256="b" * 64, parity={}
         )
         gate, segmenter = gate or FakeGate(), segmenter or FakeSegmenter()
-        return Bench(Inspector(bundle, gate, segmenter, policy), gate, segmenter)
+        return Bench(Inspector(bundle, gate, segmenter, policy, allow_colour), gate, segmenter)
 
     return build
 

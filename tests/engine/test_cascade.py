@@ -299,7 +299,7 @@ def test_one_coloured_pixel_is_refused_in_a_grey_camera_s_frame(bench, plate):
     strict = bench(policy=DecodePolicy(grey_only=True)).inspector
     for image in (rgb, png(rgb)):
         result = strict.inspect(image)
-        assert (result.verdict, result.reason) == (Verdict.UNKNOWN, Reason.DECODE_FAILED)
+        assert (result.verdict, result.reason) == (Verdict.UNKNOWN, Reason.COLOURED)
         assert "--allow-colour" in result.detail
     assert bench().inspector.inspect(rgb).verdict is Verdict.OK
 
@@ -474,7 +474,7 @@ def test_the_shipped_bundle_refuses_colour_unless_allowed(shipped, faulty_frame)
     rgb = np.repeat(faulty_frame[:, :, None], 3, axis=2)
     coloured = rgb.copy()
     coloured[..., 0] = np.minimum(coloured[..., 0].astype(int) + 20, 255)
-    assert shipped.inspect(coloured).reason is Reason.DECODE_FAILED
+    assert shipped.inspect(coloured).reason is Reason.COLOURED
     tolerant = Inspector.load(allow_colour=True)
     assert tolerant.inspect(coloured).verdict is not Verdict.UNKNOWN
     assert essence(tolerant.inspect(rgb)) == essence(shipped.inspect(rgb))
@@ -558,3 +558,64 @@ def test_the_layer_check_sees_imports_where_they_hide():
     hidden = "try:\n    import torch.nn\nexcept ImportError:\n    pass\ndef f():\n    import onnx\n"
     assert imported(ast.parse(hidden)) == {"torch.nn"}
     assert len(RUNNING) > 15
+
+
+# --------------------------------------------------------------------------- one frame, not the run
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("shapes"), KeyError("c5")])
+def test_whatever_an_engine_raises_costs_one_frame(bench, plate, error):
+    class Broken:
+        label = "broken"
+
+        def run(self, inputs):
+            raise error
+
+    result = bench(gate=Broken()).inspector.inspect(plate(256, 1600))
+    assert (result.verdict, result.reason) == (Verdict.UNKNOWN, Reason.ENGINE_FAILED)
+    assert type(error).__name__ in result.detail
+
+
+def test_tiles_go_through_both_networks_one_after_the_other(bench, plate, level):
+    made = bench()
+    order = []
+
+    class Noting:
+        def __init__(self, runtime, name):
+            self.label, self._runtime, self._name = runtime.label, runtime, name
+
+        def run(self, inputs):
+            order.append(self._name)
+            return self._runtime.run(inputs)
+
+    faulty = put(plate(256, 5000), (0, 10, 5000, 200), level.TYPE_3)
+    noting = bench(gate=Noting(made.gate, "gate"), segmenter=Noting(made.segmenter, "segmenter"))
+    assert noting.inspector.inspect(faulty).verdict is Verdict.NG
+    assert order == ["gate", "segmenter"] * (len(order) // 2)
+    assert len(order) > 4
+
+
+def test_the_callers_policy_is_only_made_stricter(bench):
+    strict, plain = DecodePolicy(grey_only=True), DecodePolicy()
+    assert bench(policy=strict, allow_colour=True).inspector.policy.grey_only
+    assert bench(policy=plain, allow_colour=False).inspector.policy.grey_only
+    assert not bench(policy=plain, allow_colour=True).inspector.policy.grey_only
+
+
+def test_frames_of_another_size_carry_a_note(bench, plate):
+    inspector = bench().inspector
+    assert inspector.inspect(plate(256, 1600)).notes == ()
+    (note,) = inspector.inspect(plate(200, 200)).notes
+    assert "1600 x 256" in note
+
+
+@pytest.mark.parametrize("images", ["frame.jpg", b"bytes", Path("frame.jpg")])
+def test_one_image_for_many_is_refused(bench, images):
+    with pytest.raises(TypeError, match="several images"):
+        bench().inspector.inspect_many(images)
+
+
+@pytest.mark.parametrize("image", [None, 5, ["frame.jpg"]])
+def test_what_is_no_image_at_all_is_refused(bench, image):
+    with pytest.raises(TypeError, match="expected a path, bytes or an array"):
+        bench().inspector.inspect(image)

@@ -111,7 +111,7 @@ def damaged_files() -> dict[str, tuple[bytes, str]]:
             "unsupported-pixels",
         ),
         "black.jpg": (encode_jpeg(np.zeros((256, 1600), np.uint8)), "blank"),
-        "coloured.png": (saved(tinted, "PNG"), "decode-failed"),
+        "coloured.png": (saved(tinted, "PNG"), "coloured"),
         "tiny.png": (saved(drawn()[:32, :32], "PNG"), "wrong-size"),
         "=bad().jpg": (jpeg[:middle], "truncated"),
         "-bad.jpg": (b"", "empty"),

@@ -417,7 +417,9 @@ def test_truth_of_listed_and_unlisted_frames(truth_csv):
     unknown, clean = (
         TruthFile(path, list("1234"), unlisted_are_clean=flag) for flag in (False, True)
     )
+    names = ("a.jpg", "sub/b.jpg", "b.jpg", "other.jpg")
     for truth in (unknown, clean):
+        assert truth.match([Source(name, Path(name)) for name in names]) == 0
         masks = truth.of(seen("a.jpg"))
         assert masks.keys() == {"1", "3"}
         assert masks["3"].shape == SIZE_WH[::-1]
@@ -430,25 +432,53 @@ def test_truth_of_listed_and_unlisted_frames(truth_csv):
     assert unknown.of(seen("other.jpg")) is None
     assert unknown.of(seen("b.jpg")) is None
     assert clean.of(seen("other.jpg")) == {}
+    # What could not be decoded is no good frame: often it is no frame at all.
+    assert clean.of(seen("notes.txt", None)) is None
 
 
-def test_a_mask_that_does_not_fit_names_file_frame_and_type(
+@pytest.mark.parametrize(
+    ("names", "matched"),
+    [
+        (["x/a.jpg", "y/b.jpg"], ["x/a.jpg"]),  # the file name, where it is unique
+        (["x/a.jpg", "y/a.jpg", "sub/c.jpg"], ["sub/c.jpg"]),  # not where it is not
+        (["a.jpg", "x/a.jpg"], ["a.jpg"]),
+    ],
+)
+def test_labels_find_their_frames_in_other_folders(truth_csv, names, matched):
+    truth = TruthFile(truth_csv("a.jpg,3,1 128", "sub/c.jpg,1,129 2"), list("1234"))
+    assert truth.match([Source(name, Path(name)) for name in names]) == 1
+    assert [name for name in names if truth.of(seen(name))] == matched
+
+
+def test_labels_of_other_frames_are_refused_before_the_run(truth_csv, classes, run, tmp_path):
+    truth = TruthFile(truth_csv("a.jpg,3,1 128"), list("1234"), unlisted_are_clean=True)
+    script = Script([])
+    sources = [Source("b.jpg", Path("b.jpg"))]
+    with (
+        pytest.raises(InputError, match=r"'b\.jpg', found none"),
+        OutputFolder(tmp_path / "out", classes) as output,
+    ):
+        inspect_to_folder(script, sources, output, run, truth=truth)
+    assert (tmp_path / "out" / "results.jsonl").read_text() == ""
+
+
+def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
     truth_csv, inspection, classes, run, tmp_path
 ):
-    path = truth_csv("a.jpg,2,1 4", f"z.jpg,2,{SIZE_WH[0] * SIZE_WH[1]} 2")
-    truth = TruthFile(path, list("1234"))
-    assert truth.of(seen("a.jpg")).keys() == {"2"}
-    with pytest.raises(LabelError) as caught:
-        truth.of(seen("z.jpg"))
-    for part in (str(path), "z.jpg", "type 2"):
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+    path = truth_csv("a.jpg,2,1 4", f"m.jpg,2,{SIZE_WH[0] * SIZE_WH[1]} 2", "gone.jpg,1,1 1")
     out = tmp_path / "out"
-    story = [inspection("a.jpg", Verdict.OK, 0.1), inspection("z.jpg", Verdict.OK, 0.1)]
-    script = Script(story)
-    with pytest.raises(LabelError, match=r"z\.jpg"), OutputFolder(out, classes) as output:
-        inspect_to_folder(script, script.sources, output, run, truth=truth)
-    assert [r["image"] for r in read_results(out / "results.jsonl")] == ["a.jpg"]
+    script = Script([inspection(f"{name}.jpg", Verdict.OK, 0.1) for name in "amz"])
+    with OutputFolder(out, classes) as output:
+        truth = TruthFile(path, list("1234"))
+        summary = inspect_to_folder(script, script.sources, output, run, truth=truth)
+    (misfit,) = summary.misfits
+    for part in (str(path), "m.jpg", "type 2"):
+        assert part in misfit
+    assert "\n" not in misfit
+    assert (summary.seen, summary.labels_without_frame) == (3, 1)
+    assert [r["image"] for r in read_results(out / "results.jsonl")] == ["a.jpg", "m.jpg", "z.jpg"]
+    assert output.report.truth.frames == 1
+    assert (out / "submission.csv").exists()
     assert script.closed
 
 

@@ -12,7 +12,7 @@ from steelsight.defects import Defect, DefectClass
 from steelsight.errors import InputError
 from steelsight.masks import encode_rle
 from steelsight.report import overlays
-from steelsight.report.overlays import class_masks, draw_overlay, encode_jpeg, encode_png
+from steelsight.report.overlays import class_masks, draw_overlay, encode_jpeg
 
 
 def steel(level=100, size_wh=(320, 128)):
@@ -165,8 +165,6 @@ def test_foreign_types_and_sizes_are_refused(classes, box_defect):
 
 def test_files_hold_what_was_drawn(classes, box_defect):
     rgb = draw_overlay(steel(), [box_defect("1", (100, 40, 60, 30))], classes)
-    with Image.open(io.BytesIO(encode_png(rgb))) as png:
-        assert np.array_equal(np.asarray(png), rgb)
     with Image.open(io.BytesIO(encode_jpeg(rgb, 95))) as jpeg:
         assert jpeg.format == "JPEG"
         assert np.abs(np.asarray(jpeg).astype(int) - rgb).mean() < 2

@@ -399,8 +399,7 @@ def write_severstal(
         raise InputError(f"expected a folder, received the file {folder}; name another place")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise InputError(
-            f"expected a new or empty folder, received {folder} with files in it; "
-            "name another one or allow overwriting"
+            f"expected a new or empty folder, received {folder} with files in it; name another one"
         )
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)

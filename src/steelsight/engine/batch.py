@@ -62,6 +62,18 @@ def find_sources(inputs: Sequence[Path], *, leave_out: Path | None = None) -> li
     return sorted(found.values(), key=lambda source: source.name)
 
 
+def count_hidden(inputs: Sequence[Path]) -> int:
+    """Files that ``find_sources`` leaves out, because a name on their way begins with a dot."""
+    return sum(
+        len(files)
+        if any(part.startswith(".") for part in Path(here).relative_to(given).parts)
+        else sum(name.startswith(".") for name in files)
+        for given in inputs
+        if given.is_dir()
+        for here, _, files in os.walk(given)
+    )
+
+
 def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     unreadable: list[Path] = []
 

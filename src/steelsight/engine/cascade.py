@@ -41,12 +41,12 @@ class TakenIn:
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
-class _Gated(NamedTuple):
-    """Stage 1 on all tiles of a frame; ``features`` is ``None`` for tiles that were cleared."""
+class _Evidence(NamedTuple):
+    """What the networks say about a frame; masks ``(C, H, W)`` are ``None`` if all was cleared."""
 
     faulty_probability: float
     head_probabilities: NDArray[np.float32]
-    features: list[dict[str, NDArray[Any]] | None]
+    probabilities_chw: NDArray[np.float32] | None
 
 
 class Inspector:
@@ -65,9 +65,12 @@ class Inspector:
         gate: Runtime,
         segmenter: Runtime,
         policy: imaging.DecodePolicy | None = None,
+        allow_colour: bool = False,
     ) -> None:
         self.bundle = bundle
-        self.policy = policy or imaging.DecodePolicy()
+        policy = policy or imaging.DecodePolicy()
+        grey_only = policy.grey_only or (bundle.manifest.input.monochrome and not allow_colour)
+        self.policy = replace(policy, grey_only=grey_only)
         self._gate = gate
         self._segmenter = segmenter
         self.engine = gate.label
@@ -108,9 +111,7 @@ class Inspector:
             load_runtime(path, precision, engine, threads)
             for path in (loaded.gate_path, loaded.segmenter_path)
         )
-        grey_only = loaded.manifest.input.monochrome and not allow_colour
-        policy = replace(policy or imaging.DecodePolicy(), grey_only=grey_only)
-        return cls(loaded, gate, segmenter, policy)
+        return cls(loaded, gate, segmenter, policy, allow_colour)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
         """Inspects one image.
@@ -129,9 +130,17 @@ class Inspector:
         """Inspects images in order while the next ones are being decoded.
 
         Results come one by one in the order of ``images``; memory does not grow with their number.
+        Up to five images are taken before the first result: for a live camera, where each verdict
+        is due before the next frame, call ``inspect``.
+
+        Raises:
+            TypeError: one image instead of several.
         """
-        for taken in self.take_in_ahead((image, None) for image in images):
-            yield self.judge(taken)
+        if isinstance(images, str | bytes | Path):
+            raise TypeError(
+                f"expected several images, got one {type(images).__name__}: use [image]"
+            )
+        return (self.judge(taken) for taken in self.take_in_ahead((i, None) for i in images))
 
     def take_in_ahead(self, images: Iterable[tuple[Image, str | None]]) -> Iterator[TakenIn]:
         """``take_in`` for ``(image, name)`` pairs, in order, a few frames ahead in a thread."""
@@ -150,7 +159,7 @@ class Inspector:
     def take_in(self, image: Image, name: str | None = None) -> TakenIn:
         """Reads and decodes one image; whatever is wrong with it becomes ``refusal``."""
         started = time.perf_counter()
-        sha256 = None
+        data: bytes | None = None
         kind = "array" if isinstance(image, np.ndarray) else "bytes"
         shown = name or (str(image) if isinstance(image, str | Path) else kind)
         try:
@@ -159,13 +168,17 @@ class Inspector:
             else:
                 if isinstance(image, str | Path):
                     data = imaging.read_bytes(image, policy=self.policy)
-                else:
+                elif isinstance(image, bytes):
                     data = image
-                # Before decoding: a damaged file must be found again by its hash, too.
-                sha256 = hashlib.sha256(data).hexdigest()
+                else:
+                    raise TypeError(
+                        f"expected a path, bytes or an array, got {type(image).__name__}"
+                    )
                 frame = imaging.decode(data, name=shown, policy=self.policy)
             self._check(frame)
         except DecodeError as refusal:
+            # A damaged file must be found again by its hash, too.
+            sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
             return TakenIn(shown, sha256, refusal=refusal, milliseconds=_since(started, "decode"))
         return TakenIn(shown, frame.sha256, frame, milliseconds=_since(started, "decode"))
 
@@ -186,33 +199,27 @@ class Inspector:
         if frame is None:
             refusal = taken.refusal or DecodeError(Reason.DECODE_FAILED, "no frame was decoded")
             return self._unknown(taken, refusal.reason, str(refusal))
-        milliseconds = dict(taken.milliseconds)
+        milliseconds = {**taken.milliseconds, "gate": 0.0, "segment": 0.0}
         decision = self.bundle.decision
         try:
+            evidence = self._look(frame.grey_hw, milliseconds)
             started = time.perf_counter()
-            tiles = self._tiles(frame.grey_hw)
-            gated = self._run_gate(frame.grey_hw, tiles)
-            milliseconds |= _since(started, "gate")
-
-            started = time.perf_counter()
-            probabilities_chw = self._run_segmenter(frame.grey_hw, tiles, gated)
-            milliseconds |= _since(started, "segment")
+            judgement = decide(*evidence, decision)
+            milliseconds |= _since(started, "decide")
         except EngineError as error:
             return self._unknown(taken, Reason.ENGINE_FAILED, str(error))
-
-        started = time.perf_counter()
-        judgement = decide(
-            gated.faulty_probability, gated.head_probabilities, probabilities_chw, decision
-        )
-        milliseconds |= _since(started, "decide")
-        finite = math.isfinite(gated.faulty_probability)
+        except Exception as error:  # out of memory, a bundle that contradicts itself, ...
+            # One frame must not end a run, and must not be lost.
+            detail = f"expected an answer, got {type(error).__name__}: {error}"
+            return self._unknown(taken, Reason.ENGINE_FAILED, detail)
+        faulty_probability = evidence.faulty_probability
         return Inspection(
             image=taken.image,
             sha256=taken.sha256,
             verdict=judgement.verdict,
             reason=judgement.reason,
             detail=judgement.detail,
-            faulty_probability=gated.faulty_probability if finite else None,
+            faulty_probability=faulty_probability if math.isfinite(faulty_probability) else None,
             class_probabilities=judgement.class_probabilities,
             defects=judgement.defects,
             size_wh=frame.size_wh,
@@ -220,58 +227,51 @@ class Inspector:
             decision=decision.id,
             engine=self.engine,
             milliseconds=milliseconds,
-            notes=frame.notes,
+            notes=frame.notes + self._size_note(frame),
         )
 
-    def _tiles(self, grey_hw: imaging.GreyHW) -> list[imaging.BoxXYWH]:
+    def _size_note(self, frame: imaging.Frame) -> tuple[str, ...]:
+        width, height = self.bundle.manifest.input.tile_wh
+        if frame.size_wh == (width, height):
+            return ()
+        return (f"another size than the {width} x {height} pixels the model was measured on",)
+
+    def _look(self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float]) -> _Evidence:
+        """Gate and, where it does not clear, segmenter, tile by tile.
+
+        A frame is as faulty as its worst tile. Tiles follow each other through both networks, so
+        that memory holds the features of one.
+        """
         spec = self.bundle.manifest.input
         size_wh = (grey_hw.shape[1], grey_hw.shape[0])
-        return imaging.tile_plan(size_wh, spec.tile_wh, spec.tile_overlap_px)
-
-    def _run_gate(self, grey_hw: imaging.GreyHW, tiles: list[imaging.BoxXYWH]) -> _Gated:
-        """A frame is as faulty as its worst tile."""
-        faulty = -math.inf
-        heads = np.full(len(self.bundle.classes), -np.inf, np.float32)
-        features: list[dict[str, NDArray[Any]] | None] = []
+        tiles = imaging.tile_plan(size_wh, spec.tile_wh, spec.tile_overlap_px)
+        types = len(self.bundle.classes)
+        worst = _Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
+        stitcher: imaging.Stitcher | None = None
         for x, y, w, h in tiles:
-            padded, _ = imaging.pad_to_multiple(
-                grey_hw[y : y + h, x : x + w], self.bundle.manifest.input.multiple_of
+            started = time.perf_counter()
+            tile_hw = grey_hw[y : y + h, x : x + w]
+            padded_hw, _ = imaging.pad_to_multiple(tile_hw, spec.multiple_of)
+            outputs = self._gate.run({"frames": np.ascontiguousarray(padded_hw)[None, None]})
+            seen = _Evidence(
+                float(outputs.pop("faulty_probability")[0]),
+                outputs.pop("class_probabilities")[0],
+                None,
             )
-            outputs = self._gate.run({"frames": np.ascontiguousarray(padded)[None, None]})
-            probability = float(outputs.pop("faulty_probability")[0])
-            # np.maximum and the comparison below keep NaN, max() would lose it.
-            faulty = float(np.maximum(faulty, probability))
-            tile_heads = outputs.pop("class_probabilities")[0]
-            if not (math.isfinite(probability) and np.isfinite(tile_heads).all()):
-                faulty = math.nan  # a maximum over tiles would lose -inf
-            heads = np.maximum(heads, tile_heads)
-            cleared = is_cleared(probability, self.bundle.decision)
-            features.append(None if cleared else outputs)
-        return _Gated(faulty, heads, features)
-
-    def _run_segmenter(
-        self,
-        grey_hw: imaging.GreyHW,
-        tiles: list[imaging.BoxXYWH],
-        gated: _Gated,
-    ) -> NDArray[np.float32] | None:
-        """Mask probabilities ``(C, H, W)``, or ``None`` if the gate cleared every tile."""
-        if all(features is None for features in gated.features):
-            return None
-        stitcher = imaging.Stitcher(
-            len(self.bundle.classes),
-            (grey_hw.shape[1], grey_hw.shape[0]),
-            self.bundle.manifest.input.tile_overlap_px,
-        )
-        for box_xywh, features in zip(tiles, gated.features, strict=True):
-            if features is None:
+            worst = _worse(worst, seen)
+            milliseconds["gate"] += _since(started, "gate")["gate"]
+            if is_cleared(seen.faulty_probability, self.bundle.decision):
                 continue
-            _, _, w, h = box_xywh
-            tile_chw = self._segmenter.run(features)["mask_probabilities"][0, :, :h, :w]
+            started = time.perf_counter()
+            tile_chw = self._segmenter.run(outputs)["mask_probabilities"][0, :, :h, :w]
             if len(tiles) == 1:
-                return np.asarray(tile_chw)
-            stitcher.add(tile_chw, box_xywh)
-        return stitcher.probabilities_chw
+                worst = worst._replace(probabilities_chw=np.asarray(tile_chw))
+            else:
+                stitcher = stitcher or imaging.Stitcher(types, size_wh, spec.tile_overlap_px)
+                stitcher.add(tile_chw, (x, y, w, h))
+                worst = worst._replace(probabilities_chw=stitcher.probabilities_chw)
+            milliseconds["segment"] += _since(started, "segment")["segment"]
+        return worst
 
     def _unknown(self, taken: TakenIn, reason: Reason, detail: str) -> Inspection:
         frame = taken.frame
@@ -291,6 +291,20 @@ class Inspector:
             milliseconds=taken.milliseconds,
             notes=frame.notes if frame else (),
         )
+
+
+def _worse(a: _Evidence, b: _Evidence) -> _Evidence:
+    """The higher score of each kind; NaN if the second has any that is not finite.
+
+    A plain maximum would lose minus infinity.
+    """
+    finite = math.isfinite(b.faulty_probability) and np.isfinite(b.head_probabilities).all()
+    return a._replace(
+        faulty_probability=float(np.maximum(a.faulty_probability, b.faulty_probability))
+        if finite
+        else math.nan,
+        head_probabilities=np.maximum(a.head_probabilities, b.head_probabilities),
+    )
 
 
 def _since(started: float, step: str) -> dict[str, float]:

@@ -9,22 +9,21 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
-
-import numpy as np
 
 from steelsight.data.formats.severstal import CsvForm, FrameLabels, csv_safe, read_csv, write_csv
 from steelsight.defects import DefectClass, Inspection, Verdict
 from steelsight.engine.batch import Inspected, Source, inspect_sources
 from steelsight.engine.cascade import Inspector
-from steelsight.errors import InputError
-from steelsight.masks import decode_rle
+from steelsight.errors import InputError, LabelError
+from steelsight.masks import decode_rle, merge_rles
 from steelsight.report.html import ReportBuilder, RunInfo, Truth
-from steelsight.report.overlays import draw_overlay, encode_jpeg
+from steelsight.report.overlays import JPEG_SIDE_PX, draw_overlay, encode_jpeg
 
 RESULTS, SUBMISSION, QUARANTINE = "results.jsonl", "submission.csv", "quarantine.csv"
 OVERLAYS, REPORT = "overlays", "report.html"
@@ -44,6 +43,12 @@ class RunSummary:
     seconds: float
     frames_per_second: float
     interrupted: bool
+    misfits: tuple[str, ...] = ()
+    """Labels that did not fit their frame, a line each; those frames count as without truth."""
+    labels_without_frame: int = 0
+    """Labelled frames that were not among the sources."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """How many frames carry each note."""
 
 
 class TruthFile:
@@ -62,19 +67,45 @@ class TruthFile:
         self, path: Path, class_ids: Sequence[str], *, unlisted_are_clean: bool = False
     ) -> None:
         self._labels = read_csv(path, class_ids=class_ids)
+        self._listed: dict[str, FrameLabels] = {}
         self._unlisted_are_clean = unlisted_are_clean
         self.path = path
 
+    def match(self, sources: Sequence[Source]) -> int:
+        """Finds the labels of each source: by its name, else by its file name if that is unique.
+
+        Returns:
+            How many labelled frames are not among the sources.
+
+        Raises:
+            InputError: none is, so that labels and frames do not belong together.
+        """
+        file_names = Counter(source.name.rpartition("/")[2] for source in sources)
+        for source in sources:
+            file_name = source.name.rpartition("/")[2]
+            labels = self._labels.get(source.name)
+            if labels is None and file_names[file_name] == 1:
+                labels = self._labels.get(file_name)
+            if labels is not None:
+                self._listed[source.name] = labels
+        if self._labels and not self._listed:
+            raise InputError(
+                f"{self.path}: expected labels of the inspected frames such as "
+                f"{sources[0].name!r}, found none of them; names are relative to the folder given"
+            )
+        return len(self._labels) - len(self._listed)
+
     def of(self, inspection: Inspection) -> Truth | None:
-        """The masks of one frame by type; ``None`` where nothing is known.
+        """The masks of one matched frame by type; ``None`` where nothing is known.
 
         Raises:
             LabelError: a mask does not fit the frame.
         """
-        labels = self._labels.get(inspection.image)
-        if labels is None:
-            return {} if self._unlisted_are_clean else None
+        labels = self._listed.get(inspection.image)
         size_wh = inspection.size_wh
+        if labels is None:
+            # What could not be decoded is no good frame: often it is no frame at all.
+            return {} if self._unlisted_are_clean and size_wh is not None else None
         if size_wh is None:
             return dict.fromkeys(labels.rle_by_class)
         where = f"{self.path}, image {inspection.image}"
@@ -134,19 +165,26 @@ class OutputFolder:
             self._lines.close()
 
     def add(self, inspected: Inspected, truth: Truth | None = None) -> None:
-        """Writes one result: its line at once, and its overlay if it is NG."""
+        """Writes one result: its line first, then its overlay if it is NG."""
         assert self._lines is not None  # noqa: S101 - entered
         inspection, frame = inspected
+        self._lines.write(inspection.to_json_line() + "\n")
+        self._lines.flush()
         grey_hw = frame.grey_hw if frame else None
         href = None
         if self._overlays and inspection.verdict is Verdict.NG and grey_hw is not None:
             href = f"{OVERLAYS}/{overlay_name(self.report.seen + 1, inspection.image)}"
             path = self.folder / href
             path.parent.mkdir(exist_ok=True)
-            picture = draw_overlay(grey_hw, inspection.defects, self.classes, truth=truth)
+            too_long = max(grey_hw.shape) > JPEG_SIDE_PX
+            picture = draw_overlay(
+                grey_hw,
+                inspection.defects,
+                self.classes,
+                truth=truth,
+                fit_wh=(JPEG_SIDE_PX, JPEG_SIDE_PX) if too_long else None,
+            )
             path.write_bytes(encode_jpeg(picture, OVERLAY_JPEG_QUALITY))
-        self._lines.write(inspection.to_json_line() + "\n")
-        self._lines.flush()
         self.report.add(inspection, grey_hw, truth, overlay_href=href)
 
     def finish(self, run: RunInfo) -> dict[str, int]:
@@ -154,14 +192,14 @@ class OutputFolder:
         assert self._lines is not None  # noqa: S101 - entered
         self._lines.close()
         results = self.folder / RESULTS
+        _write_quarantine(self.folder / QUARANTINE, results)
+        self.report.write(self.folder / REPORT, run)
         write_csv(
             self.folder / SUBMISSION,
             _submission(results),
             form=CsvForm.SUBMISSION,
             class_ids=[c.id for c in self.classes],
         )
-        _write_quarantine(self.folder / QUARANTINE, results)
-        self.report.write(self.folder / REPORT, run)
         return {verdict.value: count for verdict, count in self.report.counts.items()}
 
 
@@ -189,13 +227,7 @@ def _rle_by_class(result: dict[str, Any]) -> dict[str, str]:
     runs: dict[str, list[str]] = {}
     for defect in result["defects"]:
         runs.setdefault(defect["class"], []).append(defect["rle"])
-    return {class_id: _merge(parts) for class_id, parts in runs.items()}
-
-
-def _merge(rles: Sequence[str]) -> str:
-    """Regions of one type do not overlap: their runs only need sorting."""
-    runs = np.array(" ".join(rles).split(), np.int64).reshape(-1, 2)
-    return " ".join(map(str, runs[np.argsort(runs[:, 0])].ravel().tolist()))
+    return {class_id: merge_rles(rles) for class_id, rles in runs.items()}
 
 
 def _write_quarantine(path: Path, results: Path) -> None:
@@ -231,14 +263,24 @@ def inspect_to_folder(
 
     Returns:
         Counts that add up, and the rate.
+
+    Raises:
+        InputError: the labels belong to other frames; nothing was inspected then.
     """
+    labels_without_frame = truth.match(sources) if truth else 0
+    misfits: list[str] = []
     started = time.perf_counter()
     interrupted = False
     results = inspect_sources(inspector, sources)
     # Closing the generator ends its decoding thread, whatever happens.
     with closing(results):
         for inspected in results:
-            output.add(inspected, truth.of(inspected.inspection) if truth else None)
+            try:
+                known = truth.of(inspected.inspection) if truth else None
+            except LabelError as error:
+                known = None
+                misfits.append(str(error))
+            output.add(inspected, known)
             on_result(inspected.inspection)
             if stop() and output.report.seen < len(sources):
                 interrupted = True
@@ -253,6 +295,7 @@ def inspect_to_folder(
             frames_per_second=rate,
             interrupted=interrupted,
             frames_found=len(sources),
+            truth_source=_told(run.truth_source, len(misfits), labels_without_frame),
         )
     )
     return RunSummary(
@@ -265,4 +308,15 @@ def inspect_to_folder(
         seconds=round(seconds, 2),
         frames_per_second=round(rate, 2),
         interrupted=interrupted,
+        misfits=tuple(misfits),
+        labels_without_frame=labels_without_frame,
+        notes=dict(output.report.notes),
     )
+
+
+def _told(truth_source: str | None, misfits: int, without_frame: int) -> str | None:
+    if truth_source and misfits:
+        truth_source += f"; {misfits} labels did not fit their frame and were left out"
+    if truth_source and without_frame:
+        truth_source += f"; {without_frame} labelled frames are not among these"
+    return truth_source

@@ -8,6 +8,7 @@ of 12,568 frames needs no more memory than one of 200. ``write`` renders
 import heapq
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from steelsight import masks
 from steelsight.defects import DefectClass, Inspection, Reason, Verdict
 from steelsight.errors import InputError
 from steelsight.report.charts import (
@@ -43,6 +45,10 @@ Truth = Mapping[str, npt.NDArray[np.bool_] | None]
 mapping is a frame known to be good."""
 
 
+NOTES_SHOWN = 6
+"""The most frequent notes of a run, on top of its report."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """What the report says about the run itself; all texts are shown as given."""
@@ -63,6 +69,8 @@ class RunInfo:
     """Frames were drawn, not photographed: the report says so on top."""
     interrupted: bool = False
     """The run was stopped before the last frame."""
+    hidden_files: int = 0
+    """Files in the source that were left out, because their names begin with a dot."""
     frames_found: int | None = None
     """Frames in the source, if known: frames that were never inspected are then counted too."""
     frames_per_second: float | None = None
@@ -145,6 +153,8 @@ class ReportBuilder:
             "ng": _Shelf(limit.ng),
         }
         self._unknown: dict[Reason, _UnknownGroup] = {}
+        self.notes: Counter[str] = Counter()
+        """How many frames carry each note."""
 
     @property
     def seen(self) -> int:
@@ -175,6 +185,7 @@ class ReportBuilder:
         self._refuse_foreign(inspection, truth or {})
         self.counts[inspection.verdict] += 1
         number = self.seen
+        self.notes.update(inspection.notes)
         self._strip.add(inspection.verdict, inspection.defects, inspection.size_wh)
         self._histogram.add(inspection.verdict, inspection.faulty_probability)
         self._count_types(inspection)
@@ -245,6 +256,7 @@ class ReportBuilder:
             rate=rate,
             classes=self.classes,
             names={c.id: c.name for c in self.classes},
+            notes=self.notes.most_common(NOTES_SHOWN),
             colours={c.id: _css_colour(c) for c in self.classes},
             legend=self._legend(),
             strip_svg=self._strip.svg(targets),
@@ -293,6 +305,11 @@ class ReportBuilder:
             )
         if run.interrupted:
             return told, f"Every frame up to the stop has a verdict: {added_up}."
+        if run.hidden_files:
+            return told, (
+                f"Every frame has a verdict: {added_up}. Not looked at: {run.hidden_files:,} "
+                "hidden files (their names begin with a dot)."
+            )
         return told, f"Nothing was skipped: {added_up}." if self.seen else ""
 
     def _count_types(self, inspection: Inspection) -> None:
@@ -326,7 +343,8 @@ class ReportBuilder:
             if class_id not in true_types and class_id not in found:
                 self.truth.add_pair(1.0, holds=False)  # Kaggle: both empty is a full hit
                 continue
-            value = _dice(found.get(class_id), truth.get(class_id))
+            there, seen = truth.get(class_id), found.get(class_id)
+            value = 0.0 if there is None or seen is None else masks.dice(seen, there)
             dice[class_id] = value
             self.truth.add_pair(value, holds=class_id in true_types)
             if class_id in true_types:
@@ -403,12 +421,13 @@ ADVICE: Mapping[Reason, str] = {
     Reason.TOO_LARGE: "Cut the image into frames, or raise the limit if the size is intended.",
     Reason.WRONG_SIZE: "The frame is smaller than the network needs: check cropping and camera.",
     Reason.UNSUPPORTED_PIXELS: "Save as 8-bit grey or RGB.",
+    Reason.COLOURED: "The model's camera was grey: look at the picture. A stripe or block of "
+    "colour is damage; if your camera is a colour one, run again with --allow-colour.",
     Reason.BLANK: "Practically no contrast: check light, exposure, lens cap, and that strip is in "
     "view.",
     Reason.NOT_FINITE: "The network gave no number: keep the frame and report it.",
     Reason.ENGINE_FAILED: "The inference engine failed on this frame: run it again; report it if "
     "it repeats.",
-    Reason.TIMEOUT: "No answer in time: check the load of the machine, then run the frame again.",
     Reason.NOT_LOCALISED: "Look at the frame: the classifier calls it faulty, no region was found.",
 }
 """What to do about each reason, for people."""
@@ -535,14 +554,6 @@ class _Shelf:
 
 def _is_there(mask: npt.NDArray[np.bool_] | None) -> bool:
     return mask is None or bool(mask.any())
-
-
-def _dice(found: npt.NDArray[np.bool_] | None, true: npt.NDArray[np.bool_] | None) -> float:
-    """2 |A and B| / (|A| + |B|) of two masks that are not both empty."""
-    if found is None or true is None:
-        return 0.0
-    both = int(np.count_nonzero(found & true))
-    return 2 * both / (int(np.count_nonzero(found)) + int(np.count_nonzero(true)))
 
 
 def _tooltip(item: GalleryItem) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from steelsight.defects import Defect, DefectClass
 from steelsight.errors import InputError
-from steelsight.masks import decode_rle, rle_runs
+from steelsight.masks import decode_rle, merge_rles
 from steelsight.report.charts import visible
 
 Grey = npt.NDArray[np.uint8]
@@ -34,6 +34,8 @@ MAX_LABELS = 24
 """Only the largest regions are labelled, ..."""
 MAX_LABELLED_SHARE = 0.12
 """... and labels never hide more of the picture than this: the steel is what counts."""
+JPEG_SIDE_PX = 65_500
+"""The format's limit, as its library sets it."""
 MAX_ENLARGEMENT = 2.0
 
 _BLACK = (16, 18, 22)
@@ -109,38 +111,35 @@ def class_masks(defects: Sequence[Defect], size_wh: tuple[int, int]) -> dict[str
     runs: dict[str, list[str]] = {}
     for defect in defects:
         runs.setdefault(defect.class_id, []).append(defect.rle)
-    return {class_id: decode_rle(_joined(rles), size_wh) for class_id, rles in runs.items()}
-
-
-def encode_png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """PNG of an RGB or grey picture, for files: lossless, so the steel keeps its texture."""
-    return _encoded(picture, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    return {class_id: decode_rle(merge_rles(rles), size_wh) for class_id, rles in runs.items()}
 
 
 def encode_jpeg(picture: npt.NDArray[np.uint8], quality: int = 80) -> bytes:
-    """JPEG of an RGB or grey picture, at most 65,500 px a side, for embedding."""
+    """JPEG of an RGB or grey picture, at most ``JPEG_SIDE_PX`` a side.
+
+    Raises:
+        InputError: the picture is larger.
+    """
+    ordered = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     # 4:4:4: coloured lines of two pixels would bleed where colour has half the resolution.
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return _encoded(picture, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
+    try:
+        done, encoded = cv2.imencode(
+            ".jpg", ordered, [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
+        )
+    except cv2.error:
+        done = False
+    if not done:
+        raise InputError(
+            f"expected a picture that a JPEG file can hold, received {picture.shape} rows and "
+            "columns: shrink it first"
+        )
+    return encoded.tobytes()
 
 
 def data_uri(encoded: bytes, media_type: str) -> str:
     """The bytes as a ``data:`` URI, for pages that must not fetch anything."""
     return f"data:{media_type};base64,{base64.b64encode(encoded).decode()}"
-
-
-def _encoded(picture: npt.NDArray[np.uint8], suffix: str, options: Sequence[int]) -> bytes:
-    ordered = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    try:
-        done, encoded = cv2.imencode(suffix, ordered, options)
-    except cv2.error:
-        done = False
-    if not done:
-        raise InputError(
-            f"expected a picture that a {suffix} file can hold, received {picture.shape} rows and "
-            "columns: shrink it first"
-        )
-    return encoded.tobytes()
 
 
 def _check(
@@ -162,16 +161,6 @@ def _check(
                 f"expected a truth mask of {shape_hw} rows and columns for type {class_id!r}, "
                 f"received {mask.shape}: the labels belong to another image"
             )
-
-
-def _joined(rles: Sequence[str]) -> str:
-    """RLEs of regions that do not overlap as one RLE, in ascending order."""
-    if len(rles) == 1:
-        return rles[0]
-    starts, ends = (np.concatenate(parts) for parts in zip(*map(rle_runs, rles), strict=True))
-    order = np.argsort(starts, kind="stable")
-    runs = np.stack([starts[order] + 1, ends[order] - starts[order]], axis=1)
-    return " ".join(map(str, runs.ravel().tolist()))
 
 
 def _fitted(size_wh: tuple[int, int], fit_wh: tuple[int, int] | None) -> tuple[int, int]:

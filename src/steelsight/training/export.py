@@ -10,6 +10,7 @@ uint8, without a copy or a conversion.
 
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,10 +36,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelsight import __version__, imaging
+from steelsight import __version__, imaging, masks
 from steelsight.bundle import (
     CARD,
     DECISION,
+    NAME_PATTERN,
     PARITY,
     Bundle,
     ClassEntry,
@@ -55,7 +57,7 @@ from steelsight.defects import Defect, Verdict
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.runtime import load_runtime
 from steelsight.errors import GateError, InputError
-from steelsight.masks import decode_rle
+from steelsight.masks import decode_rle, merge_rles
 from steelsight.models.res_unet import ResUNet, upsample_logits
 from steelsight.models.resnet import GREY_MEAN, GREY_STD
 
@@ -133,9 +135,9 @@ class _Deployed(nn.Module):
         mask_logits = self.network.segment(features)
         faulty = ((average[:, 0] + soft_maximum[:, 0]) / 2).sigmoid()
         classes = (average[:, 1:].sigmoid() + soft_maximum[:, 1:].sigmoid()) / 2
-        masks = upsample_logits(mask_logits, self.network.mask_stride).sigmoid()
+        probabilities = upsample_logits(mask_logits, self.network.mask_stride).sigmoid()
         logits = (average, soft_maximum, mask_logits)
-        return faulty, classes, masks, *features[1:], *logits
+        return faulty, classes, probabilities, *features[1:], *logits
 
 
 def choose_frames(
@@ -156,6 +158,8 @@ def choose_frames(
     Raises:
         InputError: there are not that many frames.
     """
+    if not folder.is_dir():
+        raise InputError(f"expected a folder of frames, {folder} is none")
     rng = np.random.default_rng(seed)
     names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in imaging.IMAGE_SUFFIXES)
     if len(names) < calibration + parity:
@@ -267,6 +271,8 @@ def _check(config: ExportConfig, folder: Path) -> None:
     both = {path.name for path in config.calibration} & {path.name for path in config.parity}
     if both:
         raise InputError(f"{min(both)} is in calibration and parity; proof needs other frames")
+    if not re.fullmatch(NAME_PATTERN, config.name):
+        raise InputError(f"expected a name of letters, digits and . _ -, got {config.name!r}")
     for path in (config.card, config.decision, config.self_test):
         if not path.is_file():
             raise InputError(f"expected a file to put into the bundle, {path} is not there")
@@ -357,14 +363,21 @@ def quantise(
 
 
 def _kept_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that stay fp32: the heads and the upsampling of the mask logits."""
+    """Names of the nodes that stay fp32: heads, their mean, the upsampling of the mask logits."""
     heads = [
         node.name
         for node in graph.node
         if node.op_type == "Conv" and any("_head" in name for name in node.input)
     ]
+    # Shortcuts end in a ReLU. Any other sum is of scores, which 255 steps would make coarse.
+    before_relu = {node.input[0] for node in graph.node if node.op_type == "Relu"}
+    scores = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Add" and node.output[0] not in before_relu
+    ]
     resizes = [node.name for node in graph.node if node.op_type == "Resize"]
-    return [*heads, resizes[-1]]
+    return [*heads, *scores, resizes[-1]]
 
 
 def cut(whole: Path, gate: Path, segmenter: Path) -> None:
@@ -439,9 +452,9 @@ def _judge_by_torch(
     for path in frames:
         with torch.inference_mode():
             outputs = deployed(torch.from_numpy(_batch(path)))
-        faulty, heads, masks = (output[0].numpy() for output in outputs[:3])
-        masks = None if is_cleared(float(faulty), decision) else masks
-        yield _Trained(decide(float(faulty), heads, masks, decision), float(faulty))
+        faulty, heads, masks_chw = (output[0].numpy() for output in outputs[:3])
+        seen = None if is_cleared(float(faulty), decision) else masks_chw
+        yield _Trained(decide(float(faulty), heads, seen, decision), float(faulty))
 
 
 def _measure(
@@ -481,13 +494,13 @@ def _measure(
         size_wh = ours.size_wh or (0, 0)
         labels = (config.truth or {}).get(path.name, {})
         for class_id in dice:
-            mine = _union(ours.defects, class_id, size_wh)
-            theirs = _union(trained.judgement.defects, class_id, size_wh)
+            mine = _mask(ours.defects, class_id, size_wh)
+            theirs = _mask(trained.judgement.defects, class_id, size_wh)
             if mine.any() or theirs.any():
-                agreement.append(_dice(mine, theirs))
+                agreement.append(masks.dice(mine, theirs))
             if class_id in labels:
                 truth = decode_rle(labels[class_id], size_wh, where=path.name)
-                dice[class_id].append((_dice(mine, truth), _dice(theirs, truth)))
+                dice[class_id].append((masks.dice(mine, truth), masks.dice(theirs, truth)))
     means = {
         class_id: {
             "frames": len(pairs),
@@ -513,17 +526,8 @@ def _measure(
     }
 
 
-def _union(defects: Sequence[Defect], class_id: str, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
-    mask_hw = np.zeros(size_wh[::-1], np.bool_)
-    for defect in defects:
-        if defect.class_id == class_id:
-            mask_hw |= decode_rle(defect.rle, size_wh)
-    return mask_hw
-
-
-def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    both = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / both if both else 1.0
+def _mask(defects: Sequence[Defect], class_id: str, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
+    return decode_rle(merge_rles([d.rle for d in defects if d.class_id == class_id]), size_wh)
 
 
 def _failures(parity: Mapping[str, Any], precision: Precision, limits: Tolerances) -> list[str]:
