@@ -39,8 +39,7 @@ def write(bundle_folder: Path, frames: Path, target: Path) -> None:
 
 def compare(first: Path, second: Path) -> None:
     a, b = np.load(first), np.load(second)
-    logits = [np.log(x["faulty"] / (1 - x["faulty"])) for x in (a, b)]
-    print("largest difference of faulty logits:", np.abs(logits[0] - logits[1]).max())
+    print("largest difference of faulty probabilities:", np.abs(a["faulty"] - b["faulty"]).max())
     print("largest difference of mask probabilities:", np.abs(a["masks"] - b["masks"]).max())
 
 

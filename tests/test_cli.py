@@ -670,3 +670,42 @@ def test_doctor_refuses_a_broken_bundle(call, bundle_copy):
     assert "FAILED" in told
     assert "Do not trust results from this machine" in told
     assert json.loads(call("doctor", "--bundle", bundle_copy, "--json").out)["healthy"] is False
+
+
+def test_labels_of_other_frames_do_not_cost_the_earlier_run(call, frames, tmp_path):
+    out = tmp_path / "out"
+    assert call("inspect", frames, "--out", out).code in (0, 3)
+    before = (out / "results.jsonl").read_bytes()
+    truth = tmp_path / "train.csv"
+    truth.write_text("ImageId,ClassId,EncodedPixels\nelsewhere.jpg,1,1 1\n")
+    answer = call("inspect", frames, "--out", out, "--overwrite", "--truth", truth)
+    assert answer.code == 1
+    assert "found none of them" in answer.err
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options", [["--unlisted-are-clean"], ["--no-overlays"], ["--overwrite"], ["--truth", "t.csv"]]
+)
+def test_options_that_would_be_ignored_are_refused(call, frames, options):
+    answer = call("inspect", frames, *options)
+    assert answer.code == 1
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_what_lies_in_the_output_is_not_inspected(call, frames):
+    answer = call("inspect", frames, "--out", frames.parent, "--overwrite")
+    assert answer.code == 1
+    assert "holds what is to be inspected" in answer.err
+
+
+def test_hidden_files_are_counted_in_the_report(call, frames, tmp_path):
+    folder = tmp_path / "in"
+    (folder / ".cam").mkdir(parents=True)
+    for path in frames.rglob("*.jpg"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / ".hidden.jpg").write_bytes(b"x")
+    (folder / ".cam" / "a.jpg").write_bytes(b"x")
+    call("inspect", folder, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Not looked at: 2 hidden files" in page

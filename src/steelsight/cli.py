@@ -176,6 +176,8 @@ def inspect(
         if truth
         else None
     )
+    if labels:
+        labels.match(sources)  # before an earlier run is replaced for nothing
     run = _run_info(inspector, ", ".join(map(str, inputs)), title, truth, count_hidden(inputs))
     with (
         OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
