@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pycocotools import mask as reference
+from sklearn.metrics import f1_score
 
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import (
@@ -19,8 +20,10 @@ from steelsight.masks import (
     Region,
     decode_coco_rle,
     decode_rle,
+    dice,
     encode_coco_rle,
     encode_rle,
+    merge_rles,
     regions,
     rle_runs,
 )
@@ -545,3 +548,22 @@ def test_a_small_region_in_a_large_mask_takes_little_memory() -> None:
         tracemalloc.stop()
     assert region.bbox_xywh == (7000, 3000, 50, 50)
     assert peak_bytes < 500_000
+
+
+# ----------------------------------------------------------------------------- joining, comparing
+
+
+@given(masks())
+def test_regions_join_to_the_mask_they_came_from(mask_hw):
+    rles = [region.rle for region in regions(mask_hw)]
+    size_wh = mask_hw.shape[::-1]
+    np.testing.assert_array_equal(decode_rle(merge_rles(rles), size_wh), mask_hw)
+
+
+def test_no_region_joins_to_no_mask():
+    assert merge_rles([]) == ""
+
+
+@given(st.integers(1, 9).flatmap(lambda n: hnp.arrays(np.bool_, (2, n, 7))))
+def test_dice_is_the_f1_score_of_the_pixels(pair):
+    assert dice(*pair) == pytest.approx(f1_score(*pair.reshape(2, -1), zero_division=1.0))

@@ -172,12 +172,10 @@ def inspect(
     console = _console(json)
     classes = inspector.bundle.classes
     labels = (
-        TruthFile(truth, [c.id for c in classes], unlisted_are_clean=unlisted_are_clean)
+        TruthFile(truth, [c.id for c in classes], sources, unlisted_are_clean=unlisted_are_clean)
         if truth
         else None
     )
-    if labels:
-        labels.match(sources)  # before an earlier run is replaced for nothing
     run = _run_info(inspector, ", ".join(map(str, inputs)), title, truth, count_hidden(inputs))
     with (
         OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
@@ -618,6 +616,10 @@ def _print_summary(console: "Console", summary: "RunSummary") -> None:
     else:
         left = summary.found - summary.seen
         console.print(f"Stopped: {left} of {summary.found} frames not inspected; {sums}.")
+    if summary.hidden_files:
+        console.print(
+            f"Not looked at: {summary.hidden_files} hidden files (names with a dot first)."
+        )
     for note, frames in summary.notes.items():
         console.print(f"{frames} frames: {note}.")
     if summary.unknown:

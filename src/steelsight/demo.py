@@ -44,12 +44,15 @@ def inspect_drawn(
 ) -> tuple[RunSummary, TruthTally]:
     """Inspects the drawn frames against their truth and writes the output folder."""
     classes = inspector.bundle.classes
-    truth = TruthFile(frames / "train.csv", [c.id for c in classes], unlisted_are_clean=True)
+    sources = find_sources([frames / "images"])
+    truth = TruthFile(
+        frames / "train.csv", [c.id for c in classes], sources, unlisted_are_clean=True
+    )
     run = replace(run, synthetic=True, truth_source="drawn with the frames, exact")
     with OutputFolder(folder, classes, overwrite=True) as output:
         summary = inspect_to_folder(
             inspector,
-            find_sources([frames / "images"]),
+            sources,
             output,
             run,
             truth=truth,

@@ -408,18 +408,22 @@ def truth_csv(tmp_path):
     return write
 
 
+def sources_of(*names):
+    return [Source(name, Path(name)) for name in names]
+
+
 def seen(image, size_wh=SIZE_WH):
     return SimpleNamespace(image=image, size_wh=size_wh)
 
 
 def test_truth_of_listed_and_unlisted_frames(truth_csv):
     path = truth_csv("a.jpg,3,1 128", "a.jpg,1,129 2", "sub/b.jpg,1,")
+    sources = sources_of("a.jpg", "sub/b.jpg", "b.jpg", "other.jpg")
     unknown, clean = (
-        TruthFile(path, list("1234"), unlisted_are_clean=flag) for flag in (False, True)
+        TruthFile(path, list("1234"), sources, unlisted_are_clean=flag) for flag in (False, True)
     )
-    names = ("a.jpg", "sub/b.jpg", "b.jpg", "other.jpg")
     for truth in (unknown, clean):
-        assert truth.match([Source(name, Path(name)) for name in names]) == 0
+        assert truth.without_frame == 0
         masks = truth.of(seen("a.jpg"))
         assert masks.keys() == {"1", "3"}
         assert masks["3"].shape == SIZE_WH[::-1]
@@ -445,21 +449,16 @@ def test_truth_of_listed_and_unlisted_frames(truth_csv):
     ],
 )
 def test_labels_find_their_frames_in_other_folders(truth_csv, names, matched):
-    truth = TruthFile(truth_csv("a.jpg,3,1 128", "sub/c.jpg,1,129 2"), list("1234"))
-    assert truth.match([Source(name, Path(name)) for name in names]) == 1
+    path = truth_csv("a.jpg,3,1 128", "sub/c.jpg,1,129 2")
+    truth = TruthFile(path, list("1234"), sources_of(*names))
+    assert truth.without_frame == 1
     assert [name for name in names if truth.of(seen(name))] == matched
 
 
-def test_labels_of_other_frames_are_refused_before_the_run(truth_csv, classes, run, tmp_path):
-    truth = TruthFile(truth_csv("a.jpg,3,1 128"), list("1234"), unlisted_are_clean=True)
-    script = Script([])
-    sources = [Source("b.jpg", Path("b.jpg"))]
-    with (
-        pytest.raises(InputError, match=r"'b\.jpg', found none"),
-        OutputFolder(tmp_path / "out", classes) as output,
-    ):
-        inspect_to_folder(script, sources, output, run, truth=truth)
-    assert (tmp_path / "out" / "results.jsonl").read_text() == ""
+def test_labels_of_other_frames_are_refused(truth_csv):
+    path = truth_csv("a.jpg,3,1 128")
+    with pytest.raises(InputError, match=r"'b\.jpg', found none"):
+        TruthFile(path, list("1234"), sources_of("b.jpg"), unlisted_are_clean=True)
 
 
 def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
@@ -469,7 +468,7 @@ def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
     out = tmp_path / "out"
     script = Script([inspection(f"{name}.jpg", Verdict.OK, 0.1) for name in "amz"])
     with OutputFolder(out, classes) as output:
-        truth = TruthFile(path, list("1234"))
+        truth = TruthFile(path, list("1234"), script.sources)
         summary = inspect_to_folder(script, script.sources, output, run, truth=truth)
     (misfit,) = summary.misfits
     for part in (str(path), "m.jpg", "type 2"):
@@ -484,7 +483,7 @@ def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
 
 def test_a_type_that_the_bundle_does_not_have_is_refused(truth_csv):
     with pytest.raises(LabelError, match="5"):
-        TruthFile(truth_csv("a.jpg,5,1 1"), list("1234"))
+        TruthFile(truth_csv("a.jpg,5,1 1"), list("1234"), sources_of("a.jpg"))
 
 
 def test_the_report_counts_against_the_truth(story, classes, run, truth_csv, tmp_path):
@@ -500,7 +499,8 @@ def test_the_report_counts_against_the_truth(story, classes, run, truth_csv, tmp
     )
     assert np.array_equal(decode_rle(whole, SIZE_WH), expected)
     path = truth_csv(f"sub/b.jpg,3,{whole}", "e.jpg,2,1 20", "c.jpg,4,5 5")
-    truth = TruthFile(path, list("1234"), unlisted_are_clean=True)
+    sources = Script(story).sources
+    truth = TruthFile(path, list("1234"), sources, unlisted_are_clean=True)
     out = tmp_path / "out"
     _, output = inspect(story, out, classes, run, truth=truth)
     tally = output.report.truth

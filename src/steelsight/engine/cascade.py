@@ -179,8 +179,9 @@ class Inspector:
         except DecodeError as refusal:
             # A damaged file must be found again by its hash, too.
             sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
-            return TakenIn(shown, sha256, refusal=refusal, milliseconds=_since(started, "decode"))
-        return TakenIn(shown, frame.sha256, frame, milliseconds=_since(started, "decode"))
+            took = {"decode": _ms_since(started)}
+            return TakenIn(shown, sha256, refusal=refusal, milliseconds=took)
+        return TakenIn(shown, frame.sha256, frame, milliseconds={"decode": _ms_since(started)})
 
     def _check(self, frame: imaging.Frame) -> None:
         columns, rows = frame.size_wh
@@ -205,7 +206,7 @@ class Inspector:
             evidence = self._look(frame.grey_hw, milliseconds)
             started = time.perf_counter()
             judgement = decide(*evidence, decision)
-            milliseconds |= _since(started, "decide")
+            milliseconds["decide"] = _ms_since(started)
         except EngineError as error:
             return self._unknown(taken, Reason.ENGINE_FAILED, str(error))
         except Exception as error:  # out of memory, a bundle that contradicts itself, ...
@@ -259,7 +260,7 @@ class Inspector:
                 None,
             )
             worst = _worse(worst, seen)
-            milliseconds["gate"] += _since(started, "gate")["gate"]
+            milliseconds["gate"] += _ms_since(started)
             if is_cleared(seen.faulty_probability, self.bundle.decision):
                 continue
             started = time.perf_counter()
@@ -270,7 +271,7 @@ class Inspector:
                 stitcher = stitcher or imaging.Stitcher(types, size_wh, spec.tile_overlap_px)
                 stitcher.add(tile_chw, (x, y, w, h))
                 worst = worst._replace(probabilities_chw=stitcher.probabilities_chw)
-            milliseconds["segment"] += _since(started, "segment")["segment"]
+            milliseconds["segment"] += _ms_since(started)
         return worst
 
     def _unknown(self, taken: TakenIn, reason: Reason, detail: str) -> Inspection:
@@ -307,5 +308,5 @@ def _worse(a: _Evidence, b: _Evidence) -> _Evidence:
     )
 
 
-def _since(started: float, step: str) -> dict[str, float]:
-    return {step: (time.perf_counter() - started) * 1e3}
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

@@ -49,51 +49,53 @@ class RunSummary:
     """Labelled frames that were not among the sources."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """How many frames carry each note."""
+    hidden_files: int = 0
+    """Files that were left out, because their names begin with a dot."""
 
 
 class TruthFile:
     """Labels of the frames, from a Kaggle CSV; masks are decoded when their frame comes.
 
+    A source is found by its name, else by its file name if that is unique among the sources.
+
     Args:
         path: the CSV file, either form.
         class_ids: the types of the bundle.
+        sources: the frames to be inspected.
         unlisted_are_clean: frames without a row are good; otherwise nothing is known of them.
 
     Raises:
-        InputError, LabelError: the file is missing or wrong.
+        InputError: the file is missing, or labels none of the sources.
+        LabelError: the file is wrong.
     """
 
     def __init__(
-        self, path: Path, class_ids: Sequence[str], *, unlisted_are_clean: bool = False
+        self,
+        path: Path,
+        class_ids: Sequence[str],
+        sources: Sequence[Source],
+        *,
+        unlisted_are_clean: bool = False,
     ) -> None:
-        self._labels = read_csv(path, class_ids=class_ids)
-        self._listed: dict[str, FrameLabels] = {}
-        self._unlisted_are_clean = unlisted_are_clean
         self.path = path
-
-    def match(self, sources: Sequence[Source]) -> int:
-        """Finds the labels of each source: by its name, else by its file name if that is unique.
-
-        Returns:
-            How many labelled frames are not among the sources.
-
-        Raises:
-            InputError: none is, so that labels and frames do not belong together.
-        """
+        self._unlisted_are_clean = unlisted_are_clean
+        self._listed: dict[str, FrameLabels] = {}
+        by_image = read_csv(path, class_ids=class_ids)
         file_names = Counter(source.name.rpartition("/")[2] for source in sources)
         for source in sources:
             file_name = source.name.rpartition("/")[2]
-            labels = self._labels.get(source.name)
+            labels = by_image.get(source.name)
             if labels is None and file_names[file_name] == 1:
-                labels = self._labels.get(file_name)
+                labels = by_image.get(file_name)
             if labels is not None:
                 self._listed[source.name] = labels
-        if self._labels and not self._listed:
+        if by_image and not self._listed:
             raise InputError(
-                f"{self.path}: expected labels of the inspected frames such as "
+                f"{path}: expected labels of the inspected frames such as "
                 f"{sources[0].name!r}, found none of them; names are relative to the folder given"
             )
-        return len(self._labels) - len(self._listed)
+        self.without_frame = len(by_image) - len(self._listed)
+        """How many labelled frames are not among the sources."""
 
     def of(self, inspection: Inspection) -> Truth | None:
         """The masks of one matched frame by type; ``None`` where nothing is known.
@@ -263,11 +265,8 @@ def inspect_to_folder(
 
     Returns:
         Counts that add up, and the rate.
-
-    Raises:
-        InputError: the labels belong to other frames; nothing was inspected then.
     """
-    labels_without_frame = truth.match(sources) if truth else 0
+    labels_without_frame = truth.without_frame if truth else 0
     misfits: list[str] = []
     started = time.perf_counter()
     interrupted = False
@@ -311,6 +310,7 @@ def inspect_to_folder(
         misfits=tuple(misfits),
         labels_without_frame=labels_without_frame,
         notes=dict(output.report.notes),
+        hidden_files=run.hidden_files,
     )
 
 

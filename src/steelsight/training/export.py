@@ -558,6 +558,8 @@ def _manifest(config: ExportConfig, folder: Path, gate: Path, segmenter: Path) -
     parity = folder / PARITY
     parity.touch()
     data, terms = config.training
+    # Results of frames of another size carry a note: nobody has measured those.
+    measured_wh = imaging.read_file(config.parity[0]).size_wh
     return Manifest(
         format=1,
         name=config.name,
@@ -567,8 +569,8 @@ def _manifest(config: ExportConfig, folder: Path, gate: Path, segmenter: Path) -
             channels=1,
             monochrome=config.monochrome,
             multiple_of=32,
-            tile_wh=(1600, 256),
-            tile_overlap_px=64,
+            tile_wh=measured_wh,
+            tile_overlap_px=min(64, min(measured_wh) // 4),
             min_wh=(64, 64),
         ),
         classes=tuple(config.classes),
