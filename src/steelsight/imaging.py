@@ -40,6 +40,7 @@ import numpy.typing as npt
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.Image import Image
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -144,6 +145,36 @@ def read_bytes(path: str | Path, *, policy: DecodePolicy = _DEFAULT_POLICY) -> b
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or _one_line(error)
         _refuse(Reason.UNREADABLE, f"the file could not be read: {cause}", error)
+
+
+def read_size_wh(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels as :func:`read_file` would return them, from the header alone.
+
+    The pixels may still turn out to be damaged.
+
+    Raises:
+        DecodeError: unreadable, no image in an accepted format, or a broken header.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            name = _identify(file.read(256))
+            opened = _OPENED_BY.get(name or "")
+            if opened is None:
+                _refuse(Reason.NOT_AN_IMAGE, f"expected {_ACCEPTED}, received {name or 'no image'}")
+            with _any_failure_refused(name or ""):
+                file.seek(0)
+                image = opened(file)
+                width, height = image.size
+                # Pillow would decode a PNG to its end to look for EXIF behind the pixels.
+                orientation = (
+                    _exif_orientation(image.info.get("exif"))
+                    if name == "png"
+                    else image.getexif().get(274)
+                )
+                lies_on_its_side = orientation in range(5, 9)
+                return (height, width) if lies_on_its_side else (width, height)
+    except OSError as error:
+        _refuse(Reason.UNREADABLE, f"cannot read {path}: {error.strerror}", error)
 
 
 def decode(
@@ -827,6 +858,13 @@ _DECODERS: dict[str, Callable[[bytes, DecodePolicy], _Raster]] = {
     "webp": _decode_webp,
 }
 _ACCEPTED = "JPEG, PNG, BMP, TIFF or WebP"
+_OPENED_BY: dict[str, type[ImageFile]] = {
+    "jpeg": JpegImageFile,
+    "png": PngImageFile,
+    "bmp": BmpImageFile,
+    "tiff": TiffImageFile,
+    "webp": WebPImageFile,
+}
 
 
 # ------------------------------------------------------------------------------------------- tiling

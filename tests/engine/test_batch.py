@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steelsight.data.formats.severstal import CsvForm, FrameLabels, write_csv
+from steelsight.data.formats.severstal import CsvForm, write_csv
+from steelsight.data.labels import FrameLabels
 from steelsight.defects import Reason, Verdict
 from steelsight.engine.batch import Source, find_sources, inspect_sources, shown_name
 from steelsight.errors import InputError

@@ -30,7 +30,8 @@ import numpy.typing as npt
 import simplejpeg
 
 from steelsight import __version__
-from steelsight.data.formats.severstal import CsvForm, FrameLabels, write_csv
+from steelsight.data.formats.severstal import CsvForm, write_csv
+from steelsight.data.labels import FrameLabels
 from steelsight.data.synthetic_defects import Mask, draw_outline, paint
 from steelsight.data.synthetic_surface import (
     Coil,

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from steelsight.data.formats.severstal import CsvForm, FrameLabels, csv_safe, read_csv, write_csv
+from steelsight.data.formats.severstal import CsvForm, csv_safe, read_csv, write_csv
+from steelsight.data.labels import FrameLabels
 from steelsight.defects import DefectClass, Inspection, Verdict
 from steelsight.engine.batch import Inspected, Source, inspect_sources
 from steelsight.engine.cascade import Inspector

@@ -18,13 +18,13 @@ are counted as a text editor counts lines: the header is row 1.
 """
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
+from steelsight.data.labels import CLASS_ID, FrameLabels, check_image_name, shown
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import rle_runs
 
@@ -32,7 +32,6 @@ _MAX_CELL_CHARACTERS = 1 << 30
 """A frame of 409,600 px can need 1.8 million; Python's csv stops at 131,072 by default."""
 
 _BLANKS = " \t\r\n"
-_CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 SizesWh = tuple[int, int] | Mapping[str, tuple[int, int]] | None
 """Width and height in pixels of all frames, or by image; ``None`` where they are not known."""
@@ -45,20 +44,6 @@ class CsvForm(StrEnum):
     """``ImageId,ClassId,EncodedPixels``: a row per mask, and an empty row per type if clean."""
     SUBMISSION = "submission"
     """``ImageId_ClassId,EncodedPixels``: a row per frame and type, empty for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameLabels:
-    """What is known about one frame.
-
-    Attributes:
-        image: path relative to the image folder, with ``/``.
-        rle_by_class: Kaggle RLE by type, only of the types that are present: empty for a frame
-            that is known to be clean.
-    """
-
-    image: str
-    rle_by_class: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +91,10 @@ def read_csv(
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, cells, columns in _table_rows(file, str(path)):
                 image, class_id = _image_and_class(cells, columns)
-                where = f"{path} row {number}, image {_shown(image)}, type {_shown(class_id)}"
+                where = f"{path} row {number}, image {shown(image)}, type {shown(class_id)}"
                 try:
                     _check_cells(cells, columns, where)
-                    _check_image(image, where)
+                    check_image_name(image, where)
                     _check_class(class_id, class_ids, where)
                     earlier = row_of.setdefault((image, class_id), number)
                     if earlier != number:
@@ -216,7 +201,7 @@ def _columns(header: list[str], name: str) -> _Columns:
         return _Columns(len(header), image, None, header.index("EncodedPixels"))
     raise LabelError(
         f"{name} row 1: expected the columns ImageId, ClassId and EncodedPixels, or ImageId_ClassId"
-        f" and EncodedPixels, each once, found {_shown(', '.join(header))}; name the columns so"
+        f" and EncodedPixels, each once, found {shown(', '.join(header))}; name the columns so"
     )
 
 
@@ -232,40 +217,21 @@ def _image_and_class(cells: list[str], columns: _Columns) -> tuple[str, str]:
 def _check_cells(cells: list[str], columns: _Columns, where: str) -> None:
     if len(cells) != columns.count:
         raise LabelError(
-            f"{where}: {len(cells)} cells beginning with {_shown(cells[0])}, expected"
+            f"{where}: {len(cells)} cells beginning with {shown(cells[0])}, expected"
             f" {columns.count} as in the header; add the missing cell or quote one that contains"
             " the separator"
         )
 
 
-def _check_image(image: str, where: str) -> None:
-    if not image:
-        raise LabelError(
-            f"{where}: the image is empty, expected a file name, followed by _ and the type where"
-            " the column is ImageId_ClassId; fill the cell"
-        )
-    parts = image.split("/")
-    if {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image) or "\\" in image:
-        raise LabelError(
-            f"{where}: expected a path inside the image folder such as 'line1/000a.jpg', got"
-            f" {_shown(image)}; write it relative to that folder, with / and without . or .."
-        )
-    if not image.isprintable():
-        raise LabelError(
-            f"{where}: the image {_shown(image)} holds control characters, expected a file name;"
-            " export the table again"
-        )
-
-
 def _check_class(class_id: str, class_ids: Sequence[str] | None, where: str) -> None:
-    if not _CLASS_ID.fullmatch(class_id):
+    if not CLASS_ID.fullmatch(class_id):
         raise LabelError(
-            f"{where}: the type is {_shown(class_id)}, expected ASCII letters, digits, - or _ such"
+            f"{where}: the type is {shown(class_id)}, expected ASCII letters, digits, - or _ such"
             " as '1'; write whole numbers (1, not 1.0) and a type in every row"
         )
     if class_ids is not None and class_id not in class_ids:
         raise LabelError(
-            f"{where}: the type is {_shown(class_id)}, expected one of {', '.join(class_ids)};"
+            f"{where}: the type is {shown(class_id)}, expected one of {', '.join(class_ids)};"
             " correct the row or add the type to the classes"
         )
 
@@ -293,8 +259,8 @@ def _table(
     written: set[str] = set()
     for frame in labels:
         image = csv_safe(frame.image)
-        where = f"image {_shown(frame.image)}"
-        _check_image(image, where)
+        where = f"image {shown(frame.image)}"
+        check_image_name(image, where)
         if image in written:
             raise InputError(f"{where} occurs twice, expected each frame once; merge its labels")
         written.add(image)
@@ -308,8 +274,3 @@ def _table(
             elif rle or not any(frame.rle_by_class.values()):
                 table.append((image, class_id, rle))
     return table
-
-
-def _shown(text: str) -> str:
-    """Quoted on one line, and not longer than a line can take."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,341 @@
+"""What is known about the frames of a data set, whichever file format said it.
+
+Every format reads into a :class:`LabelSet` and writes from one. Masks are carried as Kaggle RLE
+text (see :mod:`steelsight.masks`): it holds any mask exactly, takes little memory, and two equal
+masks in canonical form are equal texts.
+
+Three kinds of frames are kept apart, because mixing them up is how defects get lost:
+
+* labelled: in ``LabelSet.frames``; clean if it has no type at all;
+* refused: a label of it was broken; never clean, never used;
+* unlabelled: an image that no label mentions; nothing is known about it.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from steelsight.errors import DecodeError, InputError, LabelError
+from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
+
+CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names that say which part of a published split an image belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelClass:
+    """One defect type of a data set.
+
+    Attributes:
+        id: what labels are stored under; made from the name by :func:`class_id_of`.
+        name: as people wrote it.
+    """
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLabels:
+    """What is known about one frame.
+
+    Attributes:
+        image: path relative to the image folder, with ``/``.
+        rle_by_class: Kaggle RLE by type, only of the types that are present and have a mask.
+        size_wh: width and height in pixels, where the label file or the image tells them.
+        types_without_mask: types known to be on the frame whose place nobody marked.
+        disputed: somebody noted that the label is doubtful: neither clean nor faulty.
+        split: ``train``, ``val`` or ``test`` where the data set comes with a split.
+        attributes: further columns by name, such as ``coil``, ``date`` or ``camera``.
+    """
+
+    image: str
+    rle_by_class: Mapping[str, str]
+    size_wh: tuple[int, int] | None = None
+    types_without_mask: tuple[str, ...] = ()
+    disputed: bool = False
+    split: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """All types on the frame, with or without a mask."""
+        return (*self.rle_by_class, *self.types_without_mask)
+
+    @property
+    def clean(self) -> bool:
+        """Known to be good steel."""
+        return not (self.rle_by_class or self.types_without_mask or self.disputed)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The labels of a data set.
+
+    Attributes:
+        format: name of the format they came from.
+        source: the file or folder they were read from.
+        classes: all types, in the order of the format (channel order); also unused ones.
+        frames: labelled frames by image name, in the order of the source.
+        image_paths: every image file found, by image name, sorted: labelled or not.
+        refused: images with a broken label (only when errors are collected).
+        notes: what was assumed or done on the way in, one line each, for people.
+    """
+
+    format: str
+    source: Path
+    classes: tuple[LabelClass, ...]
+    frames: Mapping[str, FrameLabels]
+    image_paths: Mapping[str, Path] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """Ids of ``classes``, in their order."""
+        return tuple(c.id for c in self.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a reader may need to be told.
+
+    Attributes:
+        images: folder of the images, where they do not lie beside the labels as the format says.
+        size_wh: size of frames of which neither the label file nor an image tells it.
+        class_names: names of the types in order, for formats that only hold numbers.
+        unlisted_are_clean: images without any label are good steel.
+    """
+
+    images: Path | None = None
+    size_wh: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
+    unlisted_are_clean: bool = False
+
+
+class Placement(StrEnum):
+    """What happens to the image files when labels are written."""
+
+    LEAVE = "leave"
+    """Only labels are written."""
+    COPY = "copy"
+    LINK = "link"
+    """Hard links: no further space, and no link that leads out of the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFormat:
+    """One file format: how it is recognised, read and written.
+
+    Attributes:
+        name: as on the command line.
+        title: one line for people.
+        recognise: says in words why a file or folder looks like this format, else ``None``. Cheap:
+            names and the beginnings of files only. Never raises.
+        read: ``(path, options, errors) -> LabelSet``. With ``errors=None`` the first broken label
+            raises ``LabelError``; with a list, errors are appended and the image is refused.
+        write: ``(label_set, folder, placement) -> names``: writes into an existing empty folder
+            and returns the new name of every frame whose name changed. Frames have masks or are
+            clean; all have a size.
+    """
+
+    name: str
+    title: str
+    recognise: Callable[[Path], str | None]
+    read: Callable[[Path, ReadOptions, list[LabelError] | None], LabelSet]
+    write: Callable[[LabelSet, Path, Placement], Mapping[str, str]]
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def class_id_of(name: str, where: str = "") -> str:
+    """The class id for a name: what is not a letter, digit, ``-`` or ``_`` becomes ``_``.
+
+    Raises:
+        LabelError: nothing usable is left.
+    """
+    class_id = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip()).lstrip("_-")
+    if not class_id:
+        raise LabelError(
+            f"{where + ': ' if where else ''}the type is called {shown(name)}, expected a name with"
+            " an ASCII letter or digit; rename it"
+        )
+    return class_id
+
+
+def classes_of(names: Iterable[str], where: str = "") -> tuple[LabelClass, ...]:
+    """Classes for names in order.
+
+    Raises:
+        LabelError: two names give the same id (also in another case: folders would collide), or
+            one gives none.
+    """
+    by_id: dict[str, LabelClass] = {}
+    for name in names:
+        found = LabelClass(class_id_of(name, where), name.strip())
+        other = by_id.setdefault(found.id.casefold(), found)
+        if other is not found:
+            raise LabelError(
+                f"{where + ': ' if where else ''}the types {shown(other.name)} and {shown(name)}"
+                f" both become the id {found.id!r}, expected different ones; rename one"
+            )
+    return tuple(by_id.values())
+
+
+def check_image_name(image: str, where: str) -> None:
+    """Refuses a name that is no path inside the image folder.
+
+    Raises:
+        LabelError: empty, absolute, with ``.``, ``..``, a backslash, a drive or control characters.
+    """
+    if not image:
+        raise LabelError(
+            f"{where}: the image is empty, expected a file name, followed by _ and the type where"
+            " the column is ImageId_ClassId; fill the cell"
+        )
+    parts = image.split("/")
+    if {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image) or "\\" in image:
+        raise LabelError(
+            f"{where}: expected a path inside the image folder such as 'line1/000a.jpg', got"
+            f" {shown(image)}; write it relative to that folder, with / and without . or .."
+        )
+    if not image.isprintable():
+        raise LabelError(
+            f"{where}: the image {shown(image)} holds control characters, expected a file name;"
+            " export the table again"
+        )
+
+
+def shown(text: str) -> str:
+    """Quoted on one line, and not longer than a line can take."""
+    return ascii(text if len(text) <= 40 else text[:37] + "...")
+
+
+def split_of(image: str) -> str | None:
+    """The part of a split that the folders on the way to an image name, such as ``train``."""
+    for part in image.split("/")[:-1]:
+        if part.casefold() in SPLIT_FOLDERS:
+            return SPLIT_FOLDERS[part.casefold()]
+    return None
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def find_images(folder: Path, errors: list[LabelError] | None = None) -> dict[str, Path]:
+    """Every image file under a folder by its name relative to it, sorted.
+
+    Hidden files are left out. The names are not opened.
+
+    Args:
+        folder: walked to its end; links to folders are not followed.
+        errors: where to note what is refused instead of raising.
+
+    Raises:
+        LabelError: a link that leads out of the folder, or a name that no label could carry.
+        InputError: no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder, expected a folder of images; check the path")
+    root = folder.resolve()
+    found: dict[str, Path] = {}
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = Path(here, name)
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            image = path.relative_to(folder).as_posix()
+            try:
+                check_image_name(image, str(folder))
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise LabelError(
+                        f"{path}: a link to {shown(str(path.resolve()))}, expected files inside"
+                        f" {folder}; copy the file there"
+                    )
+            except LabelError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+                continue
+            found[image] = path
+    return dict(sorted(found.items()))
+
+
+def inside(folder: Path, relative: str, where: str) -> Path:
+    """A path that a label file names, made safe: it must stay in its folder, links included.
+
+    Raises:
+        LabelError: absolute, with ``..``, or a link that leads out.
+    """
+    check_image_name(relative, where)
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise LabelError(
+            f"{where}: {shown(relative)} leads out of {folder} by a link, expected a file inside;"
+            " copy it there"
+        )
+    return path
+
+
+def frame_size(
+    image: str, paths: Mapping[str, Path], options: ReadOptions, where: str
+) -> tuple[int, int]:
+    """Width and height of a frame whose label file does not tell them: the image's, or as told.
+
+    Raises:
+        LabelError: no such image, and no size was given; or its header cannot be read.
+    """
+    if image in paths:
+        try:
+            return read_size_wh(paths[image])
+        except DecodeError as error:
+            raise LabelError(
+                f"{where}: the size of {shown(image)} cannot be read ({error}); replace the file"
+            ) from error
+    if options.size_wh is not None:
+        return options.size_wh
+    raise LabelError(
+        f"{where}: the image {shown(image)} is not there, and the labels do not tell its size;"
+        " give the folder of the images with --images, or the size of all frames with --size"
+    )
+
+
+def place_image(source: Path, target: Path, placement: Placement) -> None:
+    """Copies or links one image file; its folder is made.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if placement is Placement.LEAVE:
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if placement is Placement.LINK:
+            try:
+                os.link(source.resolve(), target)
+            except OSError:  # another file system
+                shutil.copyfile(source, target)
+        else:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror}), expected a folder with room for the"
+            " images; check permissions and free space"
+        ) from error
