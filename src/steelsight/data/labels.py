@@ -25,6 +25,11 @@ from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
 CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
 
+_MAX_LIST_BYTES = 256 << 20
+
+CLASS_LIST = "classes.txt"
+"""File beside labels that names all types in order, one a line."""
+
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -118,12 +123,14 @@ class ReadOptions:
     Attributes:
         images: folder of the images, where they do not lie beside the labels as the format says.
         size_wh: size of frames of which neither the label file nor an image tells it.
+        sizes_wh: sizes by image name that are known already; such frames need no image.
         class_names: names of the types in order, for formats that only hold numbers.
         unlisted_are_clean: images without any label are good steel.
     """
 
     images: Path | None = None
     size_wh: tuple[int, int] | None = None
+    sizes_wh: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     unlisted_are_clean: bool = False
 
@@ -151,14 +158,14 @@ class LabelFormat:
             raises ``LabelError``; with a list, errors are appended and the image is refused.
         write: ``(label_set, folder, placement) -> names``: writes into an existing empty folder
             and returns the new name of every frame whose name changed. Frames have masks or are
-            clean; all have a size.
+            clean; all have a size. ``None``: the format can only be read.
     """
 
     name: str
     title: str
     recognise: Callable[[Path], str | None]
     read: Callable[[Path, ReadOptions, list[LabelError] | None], LabelSet]
-    write: Callable[[LabelSet, Path, Placement], Mapping[str, str]]
+    write: Callable[[LabelSet, Path, Placement], Mapping[str, str]] | None
 
 
 # Names -------------------------------------------------------------------------------------------
@@ -302,6 +309,8 @@ def frame_size(
     Raises:
         LabelError: no such image, and no size was given; or its header cannot be read.
     """
+    if image in options.sizes_wh:
+        return options.sizes_wh[image]
     if image in paths:
         try:
             return read_size_wh(paths[image])
@@ -338,4 +347,41 @@ def place_image(source: Path, target: Path, placement: Placement) -> None:
         raise InputError(
             f"{target}: cannot be written ({error.strerror}), expected a folder with room for the"
             " images; check permissions and free space"
+        ) from error
+
+
+# Lists -------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a small list file without the blanks around them; empty ones are left out.
+
+    Raises:
+        LabelError: not UTF-8, or larger than a list of names can be.
+        InputError: the file cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MAX_LIST_BYTES:
+            raise LabelError(
+                f"{path}: larger than {_MAX_LIST_BYTES} bytes, expected a list of names, one a line"
+            )
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path}: is not UTF-8, expected a list of names, one a line") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a list file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
         ) from error

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from steelsight.data.formats.severstal import CsvForm, csv_safe, read_csv, write_csv
+from steelsight.data.formats.severstal import CsvForm, read_csv, write_csv
 from steelsight.data.labels import FrameLabels
+from steelsight.data.tables import csv_safe
 from steelsight.defects import DefectClass, Inspection, Verdict
 from steelsight.engine.batch import Inspected, Source, inspect_sources
 from steelsight.engine.cascade import Inspector

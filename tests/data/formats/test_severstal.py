@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from steelsight.data.formats.severstal import (
     CsvForm,
-    csv_safe,
     read_csv,
     write_csv,
 )
 from steelsight.data.labels import FrameLabels
+from steelsight.data.tables import csv_safe
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import decode_rle, encode_rle
 

@@ -17,24 +17,46 @@ The text is UTF-8 with or without byte order mark; cells are separated by ``,``,
 are counted as a text editor counts lines: the header is row 1.
 """
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TextIO
 
-from steelsight.data.labels import CLASS_ID, FrameLabels, check_image_name, shown
+from steelsight.data.frame_list import FRAME_LIST, write_frame_list
+from steelsight.data.labels import (
+    CLASS_ID,
+    CLASS_LIST,
+    FrameLabels,
+    LabelClass,
+    LabelFormat,
+    LabelSet,
+    Placement,
+    ReadOptions,
+    check_image_name,
+    classes_of,
+    find_images,
+    frame_size,
+    place_image,
+    read_lines,
+    shown,
+    split_of,
+    write_lines,
+)
+from steelsight.data.tables import csv_safe, open_table, write_table
 from steelsight.errors import InputError, LabelError
+from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import rle_runs
 
-_MAX_CELL_CHARACTERS = 1 << 30
-"""A frame of 409,600 px can need 1.8 million; Python's csv stops at 131,072 by default."""
-
-_BLANKS = " \t\r\n"
-
-SizesWh = tuple[int, int] | Mapping[str, tuple[int, int]] | None
+SizesWh = (
+    tuple[int, int] | Mapping[str, tuple[int, int]] | Callable[[str], tuple[int, int] | None] | None
+)
 """Width and height in pixels of all frames, or by image; ``None`` where they are not known."""
+
+FRAME_WH = (1600, 256)
+"""Size of every frame that Severstal published."""
+
+IMAGE_FOLDERS = ("images", "train_images")
+"""Where the images lie beside ``train.csv``: our own name, and that of the Kaggle archive."""
 
 
 class CsvForm(StrEnum):
@@ -82,47 +104,35 @@ def read_csv(
             columns missing, damaged quoting. The text names file, row, image and value.
         InputError: the file cannot be opened.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
     masks: dict[str, dict[str, str]] = {}
     row_of: dict[tuple[str, str], int] = {}
     refused: set[str] = set()
-    try:
-        # newline="" leaves line ends to csv; utf-8-sig drops a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, cells, columns in _table_rows(file, str(path)):
-                image, class_id = _image_and_class(cells, columns)
-                where = f"{path} row {number}, image {shown(image)}, type {shown(class_id)}"
-                try:
-                    _check_cells(cells, columns, where)
-                    check_image_name(image, where)
-                    _check_class(class_id, class_ids, where)
-                    earlier = row_of.setdefault((image, class_id), number)
-                    if earlier != number:
-                        raise LabelError(
-                            f"{where}: row {earlier} already has this image and type, expected one"
-                            " row for each; merge the two masks or remove one row"
-                        )
-                    rle = cells[columns.rle]
-                    rle_runs(rle, _size_of(image, size_wh), where=where)
-                except LabelError as error:
-                    if errors is None:
-                        raise
-                    errors.append(error)
-                    refused.add(image)
-                    continue
-                of_image = masks.setdefault(image, {})
-                if rle:
-                    of_image[class_id] = rle
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}), expected a CSV file of labels; check the"
-            " path and its permissions"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise LabelError(
-            f"{path}: byte {error.object[error.start]:#04x} is not UTF-8, expected UTF-8 text; save"
-            " the table as 'CSV UTF-8'"
-        ) from error
+    with open_table(path) as (header, rows):
+        columns = _columns(header, str(path))
+        for number, cells in rows:
+            image, class_id = _image_and_class(cells, columns)
+            where = f"{path} row {number}, image {shown(image)}, type {shown(class_id)}"
+            try:
+                _check_cells(cells, columns, where)
+                check_image_name(image, where)
+                _check_class(class_id, class_ids, where)
+                earlier = row_of.setdefault((image, class_id), number)
+                if earlier != number:
+                    raise LabelError(
+                        f"{where}: row {earlier} already has this image and type, expected one"
+                        " row for each; merge the two masks or remove one row"
+                    )
+                rle = cells[columns.rle]
+                rle_runs(rle, _size_of(image, size_wh), where=where)
+            except LabelError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+                refused.add(image)
+                continue
+            of_image = masks.setdefault(image, {})
+            if rle:
+                of_image[class_id] = rle
     return {
         image: FrameLabels(image, rle_by_class)
         for image, rle_by_class in masks.items()
@@ -152,41 +162,172 @@ def write_csv(
             cannot be written.
         LabelError: an image, type or RLE that :func:`read_csv` would refuse.
     """
-    table = _table(labels, form, class_ids)
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}), expected a file in an existing folder;"
-            " check the path, its permissions and the free space"
-        ) from error
+    write_table(path, _table(labels, form, class_ids))
 
 
-def csv_safe(text: str) -> str:
-    """Keeps a spreadsheet from running a cell as a formula: puts ``'`` before ``= + - @`` and tab.
+def recognise(path: Path) -> str | None:
+    """A CSV file of masks, or a folder with one (``train.csv`` where there are several)."""
+    csv_path = _label_csv(path)
+    return f"{csv_path.name} holds a column EncodedPixels" if csv_path else None
 
-    For text that others chose, such as file names. Reading does not take the ``'`` away again.
+
+def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = None) -> LabelSet:
+    """Reads a label file, or the folder that holds it, with the images beside it.
+
+    Images are looked for in ``images/`` or ``train_images/`` beside the CSV file, and right beside
+    it. A frame whose image is not there has the size that ``options`` tell, else that of
+    Severstal's frames, and a note says so. An image without a row is unlabelled, because the
+    published file lists only faulty frames; a table of frames beside it (see
+    :mod:`steelsight.data.frame_list`) or ``options.unlisted_are_clean`` says that it is clean.
+
+    Args:
+        path: CSV file in either form, or a folder that holds one.
+        options: see :class:`ReadOptions`; ``class_names`` are the types that may occur, in order.
+        errors: a list to go on past broken rows.
+
+    Raises:
+        LabelError: see :func:`read_csv`.
+        InputError: no such file, or several of which none is called ``train.csv``.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+    csv_path = _label_csv(path)
+    if csv_path is None:
+        raise InputError(
+            f"{path}: expected a CSV file with the columns ImageId, ClassId and EncodedPixels, or"
+            " one folder with one such file or train.csv; check the path"
+        )
+    paths = _images(csv_path.parent, options, errors)
+    classes = classes_of(options.class_names, str(path)) or _listed_classes(csv_path.parent)
+    sizes: dict[str, tuple[int, int]] = {}
+    assumed = 0
+
+    def size_of(image: str) -> tuple[int, int]:
+        nonlocal assumed
+        if image not in sizes:
+            known = options.size_wh or options.sizes_wh.get(image) or image in paths
+            assumed += not known
+            sizes[image] = frame_size(image, paths, options, str(csv_path)) if known else FRAME_WH
+        return sizes[image]
+
+    known_errors = len(errors) if errors is not None else 0
+    allowed = [c.id for c in classes] or None
+    labels = read_csv(csv_path, size_wh=size_of, class_ids=allowed, errors=errors)
+    refused = _refused(csv_path, labels) if errors and len(errors) > known_errors else frozenset()
+    frames = {
+        image: replace(frame, size_wh=size_of(image), split=split_of(image))
+        for image, frame in labels.items()
+    }
+    if options.unlisted_are_clean:
+        for image in paths.keys() - frames.keys() - refused:
+            frames[image] = FrameLabels(image, {}, size_of(image), split=split_of(image))
+    notes: tuple[str, ...] = ()
+    if assumed:
+        notes = (
+            f"{assumed} frames have no image here: their size was taken as Severstal's"
+            f" {FRAME_WH[0]} x {FRAME_WH[1]} (--size tells another)",
+        )
+    return LabelSet(
+        format="severstal",
+        source=path,
+        classes=classes or _classes_in(labels.values()),
+        frames=frames,
+        image_paths=paths,
+        refused=refused,
+        notes=notes,
+    )
 
 
-def _table_rows(file: TextIO, name: str) -> Iterator[tuple[int, list[str], _Columns]]:
-    """Row number, cells without blanks around them, and the columns, for each row with content."""
-    first_line = file.readline()
-    delimiter = max(",;\t", key=first_line.count)
-    file.seek(0)
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
+    """Writes ``train.csv`` as published (only rows of masks) and the table of all frames.
+
+    Also ``classes.txt``, all types in their order, because the rows name only those that occur.
+    """
+    faulty = (frame for frame in label_set.frames.values() if frame.rle_by_class)
+    return _write(label_set, folder, placement, "train.csv", faulty, CsvForm.ROWS)
+
+
+def write_submission(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
+    """Writes ``submission.csv``, a row per frame and type, and the table of all frames."""
+    frames = label_set.frames.values()
+    return _write(label_set, folder, placement, "submission.csv", frames, CsvForm.SUBMISSION)
+
+
+SEVERSTAL = LabelFormat(
+    "severstal", "Kaggle CSV: ImageId,ClassId,EncodedPixels", recognise, read, write
+)
+SUBMISSION = LabelFormat(
+    "severstal-submission",
+    "Kaggle CSV: ImageId_ClassId,EncodedPixels",
+    lambda _: None,  # read as "severstal": the header tells the form
+    read,
+    write_submission,
+)
+
+
+def _label_csv(path: Path) -> Path | None:
+    """The label file that is meant; ``None`` if there is none, or no telling which."""
     try:
-        columns = _columns([cell.strip(_BLANKS) for cell in next(reader, [])], name)
-        for cells in reader:
-            if cells:
-                yield reader.line_num, [cell.strip(_BLANKS) for cell in cells], columns
-    except csv.Error as error:
-        raise LabelError(
-            f"{name} row {reader.line_num}: damaged CSV ({error}), expected cells separated by"
-            f" {delimiter!r} and quotes in pairs; export the table again"
-        ) from error
+        if path.is_file():
+            return path if path.suffix.lower() == ".csv" and _holds_masks(path) else None
+        found = [p for p in sorted(path.glob("*.csv")) if _holds_masks(p)]
+    except OSError:
+        return None
+    named = [p for p in found if p.name == "train.csv"]
+    return named[0] if named else found[0] if len(found) == 1 else None
+
+
+def _holds_masks(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return "EncodedPixels" in file.readline(4096)
+    except OSError:
+        return False
+
+
+def _images(folder: Path, options: ReadOptions, errors: list[LabelError] | None) -> dict[str, Path]:
+    if options.images is not None:
+        return find_images(options.images, errors)
+    for name in IMAGE_FOLDERS:
+        if (folder / name).is_dir():
+            return find_images(folder / name, errors)
+    beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    return {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
+
+
+def _listed_classes(folder: Path) -> tuple[LabelClass, ...]:
+    path = folder / CLASS_LIST
+    return classes_of(read_lines(path), str(path)) if path.is_file() else ()
+
+
+def _classes_in(frames: Iterable[FrameLabels]) -> tuple[LabelClass, ...]:
+    found = {class_id for frame in frames for class_id in frame.rle_by_class}
+    order = sorted(found, key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
+    return tuple(LabelClass(class_id, class_id) for class_id in order)
+
+
+def _refused(path: Path, labels: Mapping[str, FrameLabels]) -> frozenset[str]:
+    """Images with a broken row: those of the table that are not among the labels."""
+    with open_table(path) as (header, rows):
+        columns = _columns(header, str(path))
+        return frozenset(_image_and_class(cells, columns)[0] for _, cells in rows) - set(labels)
+
+
+def _write(
+    label_set: LabelSet,
+    folder: Path,
+    placement: Placement,
+    name: str,
+    frames: Iterable[FrameLabels],
+    form: CsvForm,
+) -> dict[str, str]:
+    write_csv(folder / name, frames, form=form, class_ids=label_set.class_ids)
+    names = {image: csv_safe(image) for image in label_set.frames}
+    write_frame_list(folder / FRAME_LIST, list(label_set.frames.values()), names)
+    write_lines(folder / CLASS_LIST, [c.name for c in label_set.classes])
+    for image in label_set.frames:
+        if image in label_set.image_paths:
+            target = folder / IMAGE_FOLDERS[0] / names[image]
+            place_image(label_set.image_paths[image], target, placement)
+    return {old: new for old, new in names.items() if new != old}
 
 
 def _columns(header: list[str], name: str) -> _Columns:
@@ -237,6 +378,8 @@ def _check_class(class_id: str, class_ids: Sequence[str] | None, where: str) -> 
 
 
 def _size_of(image: str, size_wh: SizesWh) -> tuple[int, int] | None:
+    if callable(size_wh):
+        return size_wh(image)
     return size_wh.get(image) if isinstance(size_wh, Mapping) else size_wh
 
 

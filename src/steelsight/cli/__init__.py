@@ -4,21 +4,35 @@ Exit codes: 0 done; 1 error; 2 usage; 3 done, but some frames are UNKNOWN; 4 a g
 self-test); 130 stopped by Ctrl-C, with everything up to then written.
 """
 
-import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from steelsight import __version__
+from steelsight.cli.data import data_app
+from steelsight.cli.terminal import (
+    DONE,
+    ERROR,
+    GATE,
+    INTERRUPTED,
+    SOME_UNKNOWN,
+    USAGE,
+    Json,
+    as_dict,
+    console_for,
+    ctrl_c,
+    fail,
+    print_json,
+    progress,
+    table,
+)
 from steelsight.errors import GateError, InputError, SteelsightError
 
 if TYPE_CHECKING:
@@ -34,7 +48,6 @@ if TYPE_CHECKING:
 
 TYPE_COLOURS = ("#2f9bff", "#b388ff", "#00d0e0", "#ff7ac8")
 """In the order of the types; away from the green, red and amber of the verdicts."""
-DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 app = App(
     name="steelsight",
@@ -56,12 +69,10 @@ Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 1
     version_format="plaintext",
     result_action="return_value",
 )
-data_app = App(name="data", help="Data sets: draw a synthetic one.", help_format="plaintext")
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
 app.command(data_app)
 app.command(model_app)
 
-Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 BundleFolder = Annotated[
     Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
 ]
@@ -91,16 +102,16 @@ def demo(
     from steelsight.data.synthetic import CoilConfig
     from steelsight.demo import draw, inspect_drawn
 
-    console = _console(json)
+    console = console_for(json)
     inspector = _load(None, None, engine, threads)
     config = CoilConfig(frames=frames, seed=seed)
-    with _progress("drawing", frames) as advance:
+    with progress("drawing", frames) as advance:
         folder = draw(out, config, lambda _: advance(""))
     run = _run_info(inspector, f"{frames} drawn frames, seed {seed}", "Demo: a drawn coil")
-    with _ctrl_c() as stop, _progress("inspecting", frames) as advance:
+    with ctrl_c() as stop, progress("inspecting", frames) as advance:
         summary, truth = inspect_drawn(inspector, folder, out, run, _counter(advance), stop)
     if json:
-        _print_json({**_as_dict(summary), "truth": truth.to_json()})
+        print_json({**as_dict(summary), "truth": truth.to_json()})
     else:
         _print_summary(console, summary)
         _print_truth(console, truth, drawn=True)
@@ -169,7 +180,7 @@ def inspect(
     if out is None:
         return _print_results(inspect_sources(inspector, sources))
 
-    console = _console(json)
+    console = console_for(json)
     classes = inspector.bundle.classes
     labels = (
         TruthFile(truth, [c.id for c in classes], sources, unlisted_are_clean=unlisted_are_clean)
@@ -179,8 +190,8 @@ def inspect(
     run = _run_info(inspector, ", ".join(map(str, inputs)), title, truth, count_hidden(inputs))
     with (
         OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
-        _ctrl_c() as stop,
-        _progress("inspecting", len(sources)) as advance,
+        ctrl_c() as stop,
+        progress("inspecting", len(sources)) as advance,
     ):
         summary = inspect_to_folder(
             inspector,
@@ -192,12 +203,12 @@ def inspect(
             stop=stop,
         )
     for line in summary.misfits[:5]:
-        _fail(line, ERROR)
+        fail(line, ERROR)
     if len(summary.misfits) > 5:
-        _fail(f"{len(summary.misfits)} labels in all do not fit their frames", ERROR)
+        fail(f"{len(summary.misfits)} labels in all do not fit their frames", ERROR)
     if json:
         truth_json = {"truth": output.report.truth.to_json()} if labels else {}
-        _print_json({**_as_dict(summary), **truth_json})
+        print_json({**as_dict(summary), **truth_json})
     else:
         _print_summary(console, summary)
         if labels:
@@ -208,35 +219,6 @@ def inspect(
                 )
         console.print(f"Open {out / 'report.html'} in a browser.")
     return _exit_code(summary)
-
-
-@data_app.command
-def synth(
-    *,
-    out: Annotated[Path, Parameter(help="New or empty folder.")],
-    frames: Annotated[int, Parameter(help="How many frames to draw.")] = 200,
-    seed: Annotated[int, Parameter(help="Same seed, same frames, byte for byte.")] = 0,
-    faulty_share: Annotated[float, Parameter(help="Chance of a frame to be faulty.")] = 0.25,
-    json: Json = False,
-) -> int:
-    """Draw steel strip frames with exact masks, in the Severstal layout.
-
-    Writes images/, train.csv (Kaggle form), images.csv and SYNTHETIC.txt. The frames are drawn,
-    not photographed; accuracy on them says nothing about real steel.
-
-    Example: steelsight data synth --frames 200 --out drawn/
-    """
-    from steelsight.data.synthetic import CoilConfig, write_severstal
-
-    console = _console(json)
-    config = CoilConfig(frames=frames, seed=seed, faulty_share=faulty_share)
-    with _progress("drawing", frames) as advance:
-        write_severstal(config, out, progress=lambda _: advance(""))
-    if json:
-        _print_json({"folder": str(out), "frames": frames, "seed": seed, "synthetic": True})
-    else:
-        console.print(f"{frames} drawn frames with exact masks in {out}.")
-    return DONE
 
 
 @model_app.command
@@ -256,16 +238,16 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
         "parity": loaded.parity,
     }
     if json:
-        _print_json(facts)
+        print_json(facts)
         return DONE
-    console = _console(json)
+    console = console_for(json)
     manifest, decision = loaded.manifest, loaded.decision
     console.print(f"{loaded.id}  {manifest.precision}, made by {manifest.code_version}")
     console.print(f"Trained on: {manifest.training.data}")
     console.print(f"Terms: {manifest.training.terms}")
     console.print(f"Decision {decision.id} ({decision.name}): {decision.rule}")
     console.print(f"Chosen on: {decision.chosen_on}\n")
-    console.print(_table(_thresholds(loaded)))
+    console.print(table(_thresholds(loaded)))
     parity = loaded.parity
     console.print(
         f"\nAgainst the trained network, on {parity['frames']} real frames: "
@@ -337,12 +319,12 @@ def export(
         truth=labels,
         reduce_range=not full_range,
     )
-    with _progress("exporting", len(parity) + 2) as advance:
+    with progress("exporting", len(parity) + 2) as advance:
         bundle = export_bundle(config, out, progress=lambda step, _done, _total: advance(step))
     if json:
-        _print_json({"model": bundle.id, "folder": str(out), "parity": bundle.parity})
+        print_json({"model": bundle.id, "folder": str(out), "parity": bundle.parity})
     else:
-        console = _console(json)
+        console = console_for(json)
         flips = bundle.parity["verdict_flips"]
         console.print(f"{bundle.id} in {out}")
         console.print(f"{len(flips)} of {len(parity)} verdicts differ from the trained network.")
@@ -362,10 +344,10 @@ def doctor(*, bundle: BundleFolder = None, json: Json = False) -> int:
 
     report = diagnose(bundle)
     if json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        console = _console(json)
-        console.print(_table(report.rows()), highlight=False)
+        console = console_for(json)
+        console.print(table(report.rows()), highlight=False)
         console.print(report.sentence)
     return DONE if report.healthy else GATE
 
@@ -381,28 +363,23 @@ def main() -> None:
         code = app(sys.argv[1:], exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         text = " ".join(str(error).split())
-        code = _fail(f"{text} Try: steelsight --help", USAGE)
+        code = fail(f"{text} Try: steelsight --help", USAGE)
     except GateError as error:
-        code = _fail(str(error), GATE)
+        code = fail(str(error), GATE)
     except SteelsightError as error:
-        code = _fail(str(error), ERROR)
+        code = fail(str(error), ERROR)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         code = ERROR
     except OSError as error:  # a full disk, mostly
-        code = _fail(f"{error.strerror}: {error.filename or 'standard output'}", ERROR)
+        code = fail(f"{error.strerror}: {error.filename or 'standard output'}", ERROR)
         # What is still buffered would fail again at the end of the interpreter.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if code == INTERRUPTED:
-        _fail("stopped; what was finished until then is complete", INTERRUPTED)
+        fail("stopped; what was finished until then is complete", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
-
-
-def _fail(line: str, code: int) -> int:
-    print("steelsight:", " ".join(line.split()), file=sys.stderr)
-    return code
 
 
 def _check_options(
@@ -426,7 +403,7 @@ def _check_options(
 
 def _print_results(results: "Iterator[Inspected]") -> int:
     unknown = 0
-    with _ctrl_c() as stop:
+    with ctrl_c() as stop:
         for inspection, _ in results:
             print(inspection.to_json_line(), flush=True)
             unknown += inspection.verdict == "UNKNOWN"
@@ -475,45 +452,6 @@ def _load(
     )
 
 
-def _console(json: bool) -> "Console":
-    """Standard output for people; with ``--json`` only progress is shown, on standard error."""
-    from rich.console import Console
-
-    return Console(stderr=json, highlight=False, soft_wrap=True, markup=False)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class FramesPerSecond(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} frames/s" if speed else "")
-
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        FramesPerSecond(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total, note="")
-        yield lambda note: progress.update(task, advance=1, note=note)
-
-
 def _counter(advance: Callable[[str], None]) -> Callable[["Inspection"], None]:
     counts = {"OK": 0, "NG": 0, "UNKNOWN": 0}
 
@@ -522,22 +460,6 @@ def _counter(advance: Callable[[str], None]) -> Callable[["Inspection"], None]:
         advance("  ".join(f"{verdict} {n}" for verdict, n in counts.items()))
 
     return count
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks the run to end after the current frame; the second ends it at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: object) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _run_info(
@@ -584,20 +506,9 @@ def _thresholds(bundle: "Bundle") -> list[list[str]]:
     return rows
 
 
-def _table(rows: list[list[str]]) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
-
-
 def _print_summary(console: "Console", summary: "RunSummary") -> None:
     console.print(
-        _table(
+        table(
             [
                 ["seen", "OK", "NG", "UNKNOWN", "frames/s"],
                 [
@@ -646,13 +557,3 @@ def _exit_code(summary: "RunSummary") -> int:
     if summary.misfits:
         return ERROR
     return SOME_UNKNOWN if summary.unknown else DONE
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(value)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,103 @@
+"""What all commands share: exit codes, output for people and machines, progress, Ctrl-C."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
+
+
+def fail(line: str, code: int) -> int:
+    """Prints one line on standard error; returns the exit code."""
+    print("steelsight:", " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def console_for(json: bool) -> "Console":
+    """Standard output for people; with ``--json`` only progress is shown, on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=json, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error; call what it yields with a short note after each frame."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class FramesPerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} frames/s" if speed else "")
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        FramesPerSecond(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda note: progress.update(task, advance=1, note=note)
+
+
+@contextmanager
+def ctrl_c() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the run to end after the current frame; the second ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def table(rows: list[list[str]]) -> Any:
+    """A table for the console; the first row is the header."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass."""
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line of JSON on standard output."""
+    print(json.dumps(value, ensure_ascii=False))

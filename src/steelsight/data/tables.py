@@ -1,0 +1,90 @@
+"""CSV tables as people and spreadsheets write them.
+
+UTF-8 with or without byte order mark; cells separated by ``,``, ``;`` or tab, whichever the header
+holds most. Rows are counted as a text editor counts lines: the header is row 1.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from steelsight.errors import InputError, LabelError
+
+BLANKS = " \t\r\n"
+
+_MAX_CELL_CHARACTERS = 1 << 30
+"""A frame of 409,600 px can need 1.8 million; Python's csv stops at 131,072 by default."""
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, list[str]]]]]:
+    """Header and rows of a table; rows without any cell are left out.
+
+    Args:
+        path: CSV file.
+
+    Yields:
+        The header's cells, and row number and cells of each row, without blanks around them.
+
+    Raises:
+        LabelError: not UTF-8, or damaged quoting.
+        InputError: the file cannot be opened.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
+    try:
+        # newline="" leaves line ends to csv; utf-8-sig drops a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first_line = file.readline()
+            delimiter = max(",;\t", key=first_line.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+
+            header = [cell.strip(BLANKS) for cell in next(reader, [])]
+            yield (
+                header,
+                (
+                    (reader.line_num, [cell.strip(BLANKS) for cell in cells])
+                    for cells in reader
+                    if cells
+                ),
+            )
+    except csv.Error as error:
+        raise LabelError(
+            f"{path} row {reader.line_num}: damaged CSV ({error}), expected cells separated by"
+            f" {delimiter!r} and quotes in pairs; export the table again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise LabelError(
+            f"{path}: byte {error.object[error.start]:#04x} is not UTF-8, expected UTF-8 text; save"
+            " the table as 'CSV UTF-8'"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}), expected a CSV file of labels; check the"
+            " path and its permissions"
+        ) from error
+
+
+def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes rows with commas and LF line ends; an existing file is replaced.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}), expected a file in an existing folder;"
+            " check the path, its permissions and the free space"
+        ) from error
+
+
+def csv_safe(text: str) -> str:
+    """Keeps a spreadsheet from running a cell as a formula: puts ``'`` before ``= + - @`` and tab.
+
+    For text that others chose, such as file names. Reading does not take the ``'`` away again.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
