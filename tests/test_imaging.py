@@ -38,6 +38,7 @@ from steelsight.imaging import (
     pad_to_multiple,
     read_bytes,
     read_file,
+    read_size_wh,
     tile_plan,
 )
 
@@ -1075,3 +1076,30 @@ def test_opencv_agrees_on_the_orientation() -> None:
     data = encoded(steel(), "jpeg", quality=90, exif=exif)
     upright = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(decode(data).grey_hw, upright)
+
+
+# ------------------------------------------------------------------------------- size from a header
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_size_in_a_header_is_the_decoded_size(suffix, orientation, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    if orientation:
+        exif[274] = orientation
+    options = {} if suffix == ".bmp" else {"exif": exif}
+    Image.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12) * 2).save(path, **options)
+    height, width = read_file(path).grey_hw.shape
+    assert read_size_wh(path) == (width, height)
+
+
+def test_a_header_that_cannot_be_read(tmp_path):
+    for data in (b"", b"no image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n\0\0", b"GIF89a......"):
+        path = tmp_path / "a.png"
+        path.write_bytes(data)
+        with pytest.raises(DecodeError):
+            read_size_wh(path)
+    with pytest.raises(DecodeError) as caught:
+        read_size_wh(tmp_path / "missing.png")
+    assert caught.value.reason is Reason.UNREADABLE

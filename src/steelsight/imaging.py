@@ -171,7 +171,8 @@ def read_size_wh(path: str | Path) -> tuple[int, int]:
                     if name == "png"
                     else image.getexif().get(274)
                 )
-                lies_on_its_side = orientation in range(5, 9)
+                # Pillow has turned the size of a TIFF already.
+                lies_on_its_side = orientation in range(5, 9) and name != "tiff"
                 return (height, width) if lies_on_its_side else (width, height)
     except OSError as error:
         _refuse(Reason.UNREADABLE, f"cannot read {path}: {error.strerror}", error)

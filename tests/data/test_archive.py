@@ -107,9 +107,10 @@ def test_a_damaged_member_is_refused(tmp_path):
 
 def test_the_same_name_twice(tmp_path):
     path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr("a", "1")
-        file.writestr("a", "2")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("a", "2")
     with pytest.raises(LabelError, match="twice"), opened(path):
         pass
 

@@ -2,16 +2,21 @@ import csv
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steelsight.data.formats.severstal import (
     CsvForm,
+    read,
     read_csv,
+    recognise,
+    write,
     write_csv,
 )
-from steelsight.data.labels import FrameLabels
+from steelsight.data.labels import FrameLabels, LabelClass, LabelSet, Placement, ReadOptions
 from steelsight.data.tables import csv_safe
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import decode_rle, encode_rle
@@ -295,3 +300,100 @@ def test_the_published_rows_survive_byte_for_byte(shared_dir: Path, path: Path) 
     seconds = time.process_time() - begin
     assert path.read_bytes() == published.read_bytes()
     assert seconds < 10
+
+
+# ----------------------------------------------------------------------- as a data set in a folder
+
+
+def folder_of(tmp_path: Path, rows: str, images: dict[str, tuple[int, int]]) -> Path:
+    (tmp_path / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n" + rows)
+    (tmp_path / "images").mkdir()
+    for image, (width, height) in images.items():
+        cv2.imwrite(str(tmp_path / "images" / image), np.zeros((height, width), np.uint8))
+    return tmp_path
+
+
+def test_a_folder_with_images(tmp_path):
+    folder = folder_of(tmp_path, "a.png,3,1 2\nb.png,1,5 1\n", {"a.png": (7, 5), "c.png": (4, 4)})
+    (folder / "other.csv").write_text("x,y\n")
+    label_set = read(folder, ReadOptions())
+    assert [c.id for c in label_set.classes] == ["1", "3"]
+    assert {i: f.size_wh for i, f in label_set.frames.items()} == {
+        "a.png": (7, 5),
+        "b.png": (1600, 256),
+    }
+    assert list(label_set.image_paths) == ["a.png", "c.png"]
+    assert label_set.notes == (
+        "1 frames have no image here: their size was taken as Severstal's 1600 x 256 (--size tells"
+        " another)",
+    )
+    told = read(folder, ReadOptions(size_wh=(10, 10), unlisted_are_clean=True))
+    assert told.notes == ()
+    assert told.frames["c.png"].clean
+    assert told.frames["b.png"].size_wh == (10, 10)
+    assert told.frames["c.png"].size_wh == (4, 4)
+
+
+def test_runs_are_checked_against_the_real_size_of_each_image(tmp_path):
+    folder = folder_of(tmp_path, "a.png,1,30 7\n", {"a.png": (7, 5)})
+    with pytest.raises(LabelError, match=r"row 2, image 'a\.png', type '1'.*35 pixels"):
+        read(folder, ReadOptions())
+
+
+def test_keep_going_refuses_the_images_of_broken_rows(tmp_path):
+    rows = "a.png,1,1 2\nb.png,1,1 2\nb.png,2,x\nc.png,1,\nd.png,1\n"
+    folder = folder_of(tmp_path, rows, {})
+    errors: list[LabelError] = []
+    label_set = read(folder, ReadOptions(unlisted_are_clean=True), errors)
+    assert list(label_set.frames) == ["a.png", "c.png"]
+    assert label_set.refused == {"b.png", "d.png"}
+    assert len(errors) == 2
+
+
+def test_a_refused_image_is_not_clean_because_it_is_unlisted(tmp_path):
+    folder = folder_of(tmp_path, "a.png,1,x\n", {"a.png": (4, 4), "b.png": (4, 4)})
+    errors: list[LabelError] = []
+    label_set = read(folder, ReadOptions(unlisted_are_clean=True), errors)
+    assert list(label_set.frames) == ["b.png"]
+
+
+def test_classes_in_order_also_unused_ones(tmp_path):
+    folder = folder_of(tmp_path, "a.png,10,1 2\nb.png,9,1 2\nc.png,x,1 1\n", {})
+    assert [c.id for c in read(folder, ReadOptions()).classes] == ["9", "10", "x"]
+    (folder / "classes.txt").write_text("x\n10\n9\nunused one\n")
+    assert [c.id for c in read(folder, ReadOptions()).classes] == ["x", "10", "9", "unused_one"]
+    with pytest.raises(LabelError, match="expected one of 1, 2"):
+        read(folder, ReadOptions(class_names=("1", "2")))
+
+
+def test_written_as_published_with_the_table_of_frames(tmp_path):
+    frames = [
+        FrameLabels("a.jpg", {"3": "1 2"}, (4, 4), attributes={"coil": "C1"}),
+        FrameLabels("b.jpg", {}, (4, 4)),
+    ]
+    classes = (LabelClass("1", "1"), LabelClass("3", "3"))
+    label_set = LabelSet("x", tmp_path, classes, {f.image: f for f in frames})
+    write(label_set, tmp_path, Placement.LEAVE)
+    assert (tmp_path / "train.csv").read_text() == ("ImageId,ClassId,EncodedPixels\na.jpg,3,1 2\n")
+    assert (tmp_path / "images.csv").read_text() == (
+        "ImageId,status,classes,coil\na.jpg,faulty,3,C1\nb.jpg,clean,,\n"
+    )
+    assert recognise(tmp_path) == "train.csv holds a column EncodedPixels"
+
+
+def test_which_file_is_meant(tmp_path):
+    assert recognise(tmp_path) is None
+    assert recognise(tmp_path / "missing") is None
+    (tmp_path / "labels.csv").write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,1 1\n")
+    assert recognise(tmp_path) == "labels.csv holds a column EncodedPixels"
+    (tmp_path / "second.csv").write_text("ImageId,ClassId,EncodedPixels\n")
+    assert recognise(tmp_path) is None
+    assert recognise(tmp_path / "second.csv")
+    with pytest.raises(InputError, match=r"one such file or train\.csv"):
+        read(tmp_path, ReadOptions())
+
+
+def test_the_real_folder(shared_dir):
+    label_set = read(shared_dir / "data" / "severstal", ReadOptions())
+    assert (len(label_set.frames), len(label_set.image_paths)) == (100, 748)
+    assert {f.size_wh for f in label_set.frames.values()} == {(1600, 256)}
