@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -33,34 +34,26 @@ def console_for(json: bool) -> "Console":
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar on standard error; call what it yields with a short note after each frame."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=total, note="")
+        yield lambda note: bar.update(task, advance=1, note=note)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error for work that tells how much is done, of how much."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A moving sign on standard error while something without a count goes on."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
 
-    class FramesPerSecond(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} frames/s" if speed else "")
-
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        FramesPerSecond(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total, note="")
-        yield lambda note: progress.update(task, advance=1, note=note)
+    with Console(stderr=True).status(what):
+        yield
 
 
 @contextmanager
@@ -101,3 +94,32 @@ def as_dict(value: Any) -> dict[str, Any]:
 def print_json(value: dict[str, Any]) -> None:
     """One line of JSON on standard output."""
     print(json.dumps(value, ensure_ascii=False))
+
+
+def _bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class FramesPerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f} frames/s" if speed else "")
+
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        FramesPerSecond(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
