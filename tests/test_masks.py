@@ -18,14 +18,17 @@ from steelsight.errors import InputError, LabelError
 from steelsight.masks import (
     MAX_MASK_PX,
     Region,
+    coco_from_kaggle,
     decode_coco_rle,
     decode_rle,
     dice,
     encode_coco_rle,
     encode_rle,
+    kaggle_from_coco,
     merge_rles,
     regions,
     rle_runs,
+    union_rle,
 )
 
 Mask = NDArray[np.bool_]
@@ -567,3 +570,45 @@ def test_no_region_joins_to_no_mask():
 @given(st.integers(1, 9).flatmap(lambda n: hnp.arrays(np.bool_, (2, n, 7))))
 def test_dice_is_the_f1_score_of_the_pixels(pair):
     assert dice(*pair) == pytest.approx(f1_score(*pair.reshape(2, -1), zero_division=1.0))
+
+
+# Text to text ------------------------------------------------------------------------------------
+
+
+@given(masks(), st.booleans())
+def test_kaggle_and_coco_text_turn_into_each_other(mask: Mask, compressed: bool) -> None:
+    size_wh = mask.shape[1], mask.shape[0]
+    rle = encode_rle(mask)
+    coco_rle = coco_from_kaggle(rle, size_wh, compressed=compressed)
+    assert coco_rle == encode_coco_rle(mask, compressed=compressed)
+    assert kaggle_from_coco(coco_rle, size_wh) == rle
+    packed = reference.encode(np.asfortranarray(mask.view(np.uint8)))
+    assert kaggle_from_coco(packed, size_wh) == rle
+
+
+def test_text_to_text_makes_runs_canonical() -> None:
+    assert coco_from_kaggle("1 2 3 1 7 1", (4, 2), compressed=False)["counts"] == [0, 3, 3, 1, 1]
+    counts = [0, 1, 0, 2, 3, 0, 1, 1, 0]
+    assert kaggle_from_coco({"size": [2, 4], "counts": counts}) == "1 3 8 1"
+
+
+@pytest.mark.parametrize("rle", ["0 1", "1", "6 4", "a"])
+def test_a_broken_kaggle_rle_does_not_become_coco(rle: str) -> None:
+    with pytest.raises(LabelError, match=r"^row 3: "):
+        coco_from_kaggle(rle, (4, 2), where="row 3")
+
+
+@pytest.mark.parametrize(
+    "coco_rle", [{"size": [4, 2], "counts": [8]}, {"size": [2, 4], "counts": [7]}, {}, None]
+)
+def test_a_broken_coco_rle_does_not_become_kaggle(coco_rle: object) -> None:
+    with pytest.raises(LabelError, match=r"^element 3: "):
+        kaggle_from_coco(coco_rle, (4, 2), where="element 3")
+
+
+@given(st.lists(hnp.arrays(np.bool_, (5, 4)), max_size=4))
+def test_the_union_of_rles_is_that_of_masks(several: list[Mask]) -> None:
+    expected = np.zeros((5, 4), bool)
+    for mask in several:
+        expected |= mask
+    assert union_rle([encode_rle(mask) for mask in several]) == encode_rle(expected)

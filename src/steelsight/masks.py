@@ -291,6 +291,78 @@ def decode_coco_rle(
         LabelError: missing or malformed entries, more than ``MAX_MASK_PX`` pixels, or counts that
             do not fill the mask exactly.
     """
+    mask_wh, counts = _checked_counts(coco_rle, size_wh, where)
+    return _mask_from_counts(counts, mask_wh)
+
+
+def coco_from_kaggle(
+    rle: str, size_wh: tuple[int, int], *, compressed: bool = True, where: str = ""
+) -> CocoRle:
+    """Turns Kaggle RLE into COCO RLE on the runs, without building the mask.
+
+    Args:
+        rle: ``start length`` pairs, 1-based, column-major; blank for an empty mask.
+        size_wh: width and height of the mask in pixels.
+        compressed: counts as text, or else as a list.
+        where: put in front of an error message.
+
+    Returns:
+        The same as ``encode_coco_rle(decode_rle(rle, size_wh))``.
+
+    Raises:
+        LabelError: see :func:`rle_runs`.
+        InputError: ``size_wh`` is no usable size.
+    """
+    edges = np.stack(_union(*rle_runs(rle, size_wh, where=where)), axis=1).ravel()
+    width, height = size_wh
+    end = [] if len(edges) and edges[-1] == width * height else [width * height]
+    counts: Ints = np.diff(edges, prepend=[0], append=end).astype(np.int64)
+    return {"size": [height, width], "counts": _pack(counts) if compressed else counts.tolist()}
+
+
+def kaggle_from_coco(
+    coco_rle: object, size_wh: tuple[int, int] | None = None, *, where: str = ""
+) -> str:
+    """Turns COCO RLE into canonical Kaggle RLE on the runs, without building the mask.
+
+    Arguments and errors are those of :func:`decode_coco_rle`.
+    """
+    _, counts = _checked_counts(coco_rle, size_wh, where)
+    ends = np.cumsum(counts)
+    starts, ends = ends[:-1:2], ends[1::2]
+    return _kaggle_text(*_union(starts[starts < ends], ends[starts < ends]))
+
+
+def union_rle(rles: Sequence[str]) -> str:
+    """Canonical Kaggle RLE of all pixels in any of several, which may overlap.
+
+    Raises:
+        LabelError: one of them is no Kaggle RLE.
+    """
+    if not rles:
+        return ""
+    starts, ends = (np.concatenate(parts) for parts in zip(*map(rle_runs, rles), strict=True))
+    return _kaggle_text(*_union(starts, ends))
+
+
+def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Runs in ascending order that neither overlap nor touch."""
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    opens = np.ones(len(starts), np.bool_)
+    opens[1:] = starts[1:] > ends[:-1]
+    return starts[opens], ends[np.roll(opens, -1)]
+
+
+def _kaggle_text(starts: Ints, ends: Ints) -> str:
+    runs = np.stack((starts + 1, ends - starts), axis=1)
+    return " ".join(map(str, runs.ravel().tolist()))
+
+
+def _checked_counts(
+    coco_rle: object, size_wh: tuple[int, int] | None, where: str
+) -> tuple[tuple[int, int], Ints]:
+    """Size of the mask and its counts, which fill it exactly."""
     if not isinstance(coco_rle, Mapping) or not {"size", "counts"} <= set(coco_rle):
         raise _label_error(
             where,
@@ -314,7 +386,7 @@ def decode_coco_rle(
             f"the {len(counts)} counts add up to {counts.sum()} pixels, expected {total_px} for a"
             f" mask of {mask_wh[0]} x {mask_wh[1]}; export the segmentation again",
         )
-    return _mask_from_counts(counts, mask_wh)
+    return mask_wh, counts
 
 
 def _coco_size_wh(size: object, expected_wh: tuple[int, int] | None, where: str) -> tuple[int, int]:

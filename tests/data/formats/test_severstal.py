@@ -393,6 +393,14 @@ def test_which_file_is_meant(tmp_path):
         read(tmp_path, ReadOptions())
 
 
+def test_images_right_beside_the_table_count_if_it_speaks_of_them(tmp_path):
+    (tmp_path / "labels.csv").write_text("ImageId,ClassId,EncodedPixels\na.png,1,1 2\n")
+    cv2.imwrite(str(tmp_path / "plot.png"), np.zeros((4, 4), np.uint8))
+    assert read(tmp_path, ReadOptions()).image_paths == {}
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4), np.uint8))
+    assert list(read(tmp_path, ReadOptions()).image_paths) == ["a.png", "plot.png"]
+
+
 def test_the_real_folder(shared_dir):
     label_set = read(shared_dir / "data" / "severstal", ReadOptions())
     assert (len(label_set.frames), len(label_set.image_paths)) == (100, 748)

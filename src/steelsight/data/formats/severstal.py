@@ -195,7 +195,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
             f"{path}: expected a CSV file with the columns ImageId, ClassId and EncodedPixels, or"
             " one folder with one such file or train.csv; check the path"
         )
-    paths = _images(csv_path.parent, options, errors)
+    paths = _images(csv_path, options, errors)
     classes = classes_of(options.class_names, str(path)) or _listed_classes(csv_path.parent)
     sizes: dict[str, tuple[int, int]] = {}
     assumed = 0
@@ -283,14 +283,19 @@ def _holds_masks(path: Path) -> bool:
         return False
 
 
-def _images(folder: Path, options: ReadOptions, errors: list[LabelError] | None) -> dict[str, Path]:
+def _images(
+    csv_path: Path, options: ReadOptions, errors: list[LabelError] | None
+) -> dict[str, Path]:
+    folder = csv_path.parent
     if options.images is not None:
         return find_images(options.images, errors)
     for name in IMAGE_FOLDERS:
         if (folder / name).is_dir():
             return find_images(folder / name, errors)
     beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    return {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
+    paths = {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
+    # A picture in a folder of many things is a frame only if labels speak of such names.
+    return paths if paths and not paths.keys().isdisjoint(_named(csv_path)) else {}
 
 
 def _listed_classes(folder: Path) -> tuple[LabelClass, ...]:
@@ -306,9 +311,14 @@ def _classes_in(frames: Iterable[FrameLabels]) -> tuple[LabelClass, ...]:
 
 def _refused(path: Path, labels: Mapping[str, FrameLabels]) -> frozenset[str]:
     """Images with a broken row: those of the table that are not among the labels."""
+    return _named(path) - labels.keys()
+
+
+def _named(path: Path) -> frozenset[str]:
+    """All names of images in the table, right or wrong."""
     with open_table(path) as (header, rows):
         columns = _columns(header, str(path))
-        return frozenset(_image_and_class(cells, columns)[0] for _, cells in rows) - set(labels)
+        return frozenset(_image_and_class(cells, columns)[0] for _, cells in rows)
 
 
 def _write(
