@@ -5,10 +5,8 @@ self-test); 130 stopped by Ctrl-C, with everything up to then written.
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +24,11 @@ from steelsight.cli.terminal import (
     USAGE,
     Json,
     as_dict,
+    command_line,
     console_for,
     ctrl_c,
     fail,
+    now,
     print_json,
     progress,
     table,
@@ -473,8 +473,8 @@ def _run_info(
     return RunInfo(
         title=title,
         source=source,
-        command=shlex.join(["steelsight", *sys.argv[1:]]),
-        started=datetime.now().astimezone().isoformat(timespec="seconds"),
+        command=command_line(),
+        started=now(),
         seconds=0.0,
         hidden_files=hidden,
         model=bundle.id,

@@ -1,6 +1,7 @@
 """``steelsight data``: convert, check, explore, split and draw data sets."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +15,25 @@ from steelsight.cli.terminal import (
     GATE,
     SOME_UNKNOWN,
     Json,
+    command_line,
     console_for,
+    counted,
     fail,
+    now,
     print_json,
     progress,
+    table,
     working,
+    write_json,
 )
 from steelsight.errors import InputError, LabelError
 
 if TYPE_CHECKING:
+    from steelsight.data.catalog import Catalog
     from steelsight.data.convert import Conversion
+    from steelsight.data.duplicates import Duplicates
     from steelsight.data.labels import LabelSet
+    from steelsight.data.splits import Split
 
 SHOWN_ERRORS = 50
 SHOWN_LOSSES = 20
@@ -122,6 +131,208 @@ def convert(
 
 
 @data_app.command
+def check(
+    path: DataPath,
+    /,
+    *,
+    labels: LabelOptions | None = None,
+    split: Annotated[
+        Path | None, Parameter(help="Split file to verify; else the split that folders tell.")
+    ] = None,
+    results: Annotated[
+        Path | None, Parameter(help="results.jsonl of `steelsight inspect`: labels it doubts.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Folder for report.html and findings.json.")] = Path(
+        "check"
+    ),
+    strict: Annotated[
+        bool, Parameter(negative="", help="Exit code 4 if there is a leak or a conflict.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Find what is wrong with a data set: one page, one JSON file.
+
+    Missing and damaged images, sizes, duplicates (also flipped or rotated), labels that contradict
+    each other, masks outside the image, specks, overlapping types, doubtful labels, and frames that
+    are in more than one part of a split.
+
+    Exit codes: 3 if images or labels could not be read, 4 with --strict on a leak or a conflict, or
+    if the data are not those that were split.
+
+    Example: steelsight data check drawn/ --out check/
+    """
+    from steelsight.data.audit import Severity, audit, read_predictions
+    from steelsight.data.splits import load_split, verify_split
+    from steelsight.report.audit_page import write_audit_page
+
+    started = now()
+    planned = load_split(split) if split else None
+    predictions = read_predictions(results) if results else None
+    errors: list[LabelError] = []
+    with _loaded(path, labels, errors) as label_set:
+        catalog, duplicates = _scanned(label_set)
+        with counted("checking", "frames") as step:
+            found = audit(
+                catalog,
+                duplicates,
+                label_errors=errors,
+                assignment=planned.assignment if planned else None,
+                predictions=predictions,
+                progress=step,
+            )
+        _make_folder(out)
+        write_audit_page(
+            found,
+            catalog,
+            duplicates,
+            out / "report.html",
+            title=f"Check of {path.resolve().name}",
+            source=str(path),
+            command=command_line(),
+            created=started,
+        )
+    differences = [str(d) for d in verify_split(planned, catalog)] if planned else []
+    facts = {**found.to_json(), "differs_from_split": differences}
+    write_json(out / "findings.json", facts)
+    if json:
+        print_json(facts)
+    else:
+        console = console_for(json)
+        for finding in found.findings:
+            console.print(f"{finding.severity.upper():7}  {finding.sentence}")
+        for line in differences[:SHOWN_ERRORS]:
+            console.print(f"{Severity.ERROR.upper():7}  Not as it was split: {line}.")
+        if len(differences) > SHOWN_ERRORS:
+            console.print(f"{len(differences)} differences from the split in all.")
+        console.print(f"{found.verdict}")
+        console.print(f"Open {out / 'report.html'} in a browser; {out / 'findings.json'} has all.")
+    if strict and (found.leaks_or_conflicts or differences):
+        return GATE
+    counts = found.counts
+    return SOME_UNKNOWN if errors or counts.unreadable or counts.missing else DONE
+
+
+@data_app.command
+def explore(
+    path: DataPath,
+    /,
+    *,
+    labels: LabelOptions | None = None,
+    total_frames: Annotated[
+        int | None,
+        Parameter(help="Frames in all, if the labels list faulty ones only; the rest is clean."),
+    ] = None,
+    out: Annotated[Path, Parameter(help="Folder for report.html and summary.json.")] = Path(
+        "explore"
+    ),
+    json: Json = False,
+) -> int:
+    """Look at a data set: one page with pictures, and summary.json.
+
+    How many frames of each type, how large, long and where on the strip they are, brightness over
+    the sequence, examples, duplicates, and what follows from it all for training and testing. Works
+    on a label file alone; pictures need the images.
+
+    Example: steelsight data explore drawn/ --out explore/
+    """
+    from steelsight.data.explore import summarise
+    from steelsight.report.explore_page import write_explore_page
+
+    started = now()
+    errors: list[LabelError] = []
+    with _loaded(path, labels, errors) as label_set:
+        catalog, duplicates = _scanned(label_set) if label_set.image_paths else (None, None)
+        with counted("measuring", "masks") as step:
+            summary = summarise(
+                label_set, catalog, duplicates, total_frames=total_frames, progress=step
+            )
+        _make_folder(out)
+        write_explore_page(
+            summary,
+            out / "report.html",
+            label_set=label_set,
+            duplicates=duplicates,
+            title=f"Exploration of {path.resolve().name}",
+            source=str(path),
+            command=command_line(),
+            created=started,
+            files={"All figures as JSON": "summary.json"},
+        )
+    _print_errors(errors)
+    facts = {**summary.to_json(), "errors": [str(error) for error in errors]}
+    write_json(out / "summary.json", facts)
+    if json:
+        print_json(facts)
+    else:
+        console = console_for(json)
+        for consequence in summary.consequences:
+            console.print(f"- {consequence.sentence}")
+        console.print(f"Open {out / 'report.html'} in a browser; {out / 'summary.json'} has all.")
+    return SOME_UNKNOWN if errors else DONE
+
+
+@data_app.command
+def split(
+    path: DataPath,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Split file to write.")],
+    parts: Annotated[
+        str | None, Parameter(help="Names and shares; train=0.7,val=0.15,test=0.15 if left out.")
+    ] = None,
+    folds: Annotated[int | None, Parameter(help="Number of equal folds instead of parts.")] = None,
+    group_by: Annotated[
+        str | None, Parameter(help="Column of the frame list, such as coil: never divided.")
+    ] = None,
+    seed: Annotated[int, Parameter(help="Same seed, same split, byte for byte.")] = 0,
+    labels: LabelOptions | None = None,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace an earlier split.")] = False,
+    json: Json = False,
+) -> int:
+    """Divide a data set into parts or folds that can be trusted.
+
+    Near-duplicates, and frames of the same coil, date or camera (--group-by), never cross a part.
+    Every type is spread in proportion. The file holds the hash of every image and its labels;
+    training and evaluation refuse data that differ.
+
+    Example: steelsight data split drawn/ --out split.json --folds 5
+    """
+    from steelsight.data.splits import groups_by_column, make_split, parse_parts, write_split
+
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is there already; give another --out, or --overwrite")
+    if parts and folds:
+        raise InputError("expected --parts or --folds, got both")
+    shares = None if folds else parse_parts(parts or "train=0.7,val=0.15,test=0.15")
+    errors: list[LabelError] = []
+    with _loaded(path, labels, errors) as label_set:
+        catalog, duplicates = _scanned(label_set)
+        groups, told = list(duplicates.groups), "near-duplicates"
+        notes: tuple[str, ...] = ()
+        if group_by:
+            by_column = groups_by_column(catalog, group_by)
+            groups += by_column.groups
+            notes, told = by_column.notes, f"near-duplicates and column {group_by}"
+        made = make_split(
+            catalog,
+            groups,
+            parts=shares,
+            folds=folds,
+            seed=seed,
+            group_source=told,
+            source=path.name,
+            notes=notes,
+        )
+        write_split(made, out)
+    _print_errors(errors)
+    if json:
+        print_json({"file": str(out), "sha256": made.sha256, **made.model_dump(mode="json")})
+    else:
+        _print_split(made, out)
+    return SOME_UNKNOWN if errors else DONE
+
+
+@data_app.command
 def synth(
     *,
     out: Annotated[Path, Parameter(help="New or empty folder.")],
@@ -176,6 +387,25 @@ def _loaded(
         )
 
 
+def _scanned(label_set: "LabelSet") -> "tuple[Catalog, Duplicates]":
+    from steelsight.data.catalog import scan
+    from steelsight.data.duplicates import find_duplicates
+
+    with counted("reading", "frames") as step:
+        catalog = scan(label_set, progress=step)
+    with counted("comparing") as step:
+        return catalog, find_duplicates(catalog, progress=step)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"expected a folder to write to at {out}: {error.strerror}; give another --out"
+        ) from None
+
+
 def _size_wh(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -208,3 +438,21 @@ def _print_conversion(done: "Conversion", json: bool) -> None:
         console.print(f"{len(done.losses)} masks changed in all; --json lists them.")
     if not done.losses:
         console.print("Read back and compared: every mask is the same, pixel by pixel.")
+
+
+def _print_split(made: "Split", out: Path) -> None:
+    console = console_for(False)
+    types = [c.id for c in made.classes]
+    rows = [["", "frames", "groups", "clean", "faulty", *(f"type {t}" for t in types)]]
+    for part in made.parts:
+        per_type = [str(part.frames_by_type.get(t, 0)) for t in types]
+        figures = [part.frames, part.groups, part.clean, part.faulty]
+        rows.append([part.name, *map(str, figures), *per_type])
+    console.print(table(rows))
+    for note in made.notes:
+        console.print(f"Note: {note}.")
+    if made.left_out:
+        reasons = Counter(entry.reason for entry in made.left_out)
+        told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        console.print(f"Left out: {len(made.left_out)} images ({told}).")
+    console.print(f"{out} (sha256 {made.id}) holds every frame with its hashes.")

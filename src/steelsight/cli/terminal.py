@@ -1,10 +1,14 @@
 """What all commands share: exit codes, output for people and machines, progress, Ctrl-C."""
 
 import json
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -31,18 +35,42 @@ def console_for(json: bool) -> "Console":
     return Console(stderr=json, highlight=False, soft_wrap=True, markup=False)
 
 
+def command_line() -> str:
+    """The command as it was given, for reports."""
+    return shlex.join(["steelsight", *sys.argv[1:]])
+
+
+def now() -> str:
+    """Date and time with zone, ISO 8601."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes one JSON object, indented, with a line end; replaces the file at once."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+        beside.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar on standard error; call what it yields with a short note after each frame."""
-    with _bar() as bar:
+    with _bar("frames") as bar:
         task = bar.add_task(what, total=total, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
 
 
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error for work that tells how much is done, of how much."""
-    with _bar() as bar:
+def counted(what: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error for work that tells how much is done, of how much.
+
+    With a ``unit``, such as frames, it also shows how many of them are done a second.
+    """
+    with _bar(unit) as bar:
         task = bar.add_task(what, total=None, note="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -96,7 +124,7 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def _bar() -> "Progress":
+def _bar(unit: str) -> "Progress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -109,16 +137,16 @@ def _bar() -> "Progress":
     )
     from rich.text import Text
 
-    class FramesPerSecond(ProgressColumn):
+    class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} frames/s" if speed else "")
+            return Text(f"{speed:.1f} {unit}/s" if speed and unit else "")
 
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
         MofNCompleteColumn(),
-        FramesPerSecond(),
+        Speed(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),

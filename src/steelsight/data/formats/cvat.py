@@ -1,0 +1,671 @@
+"""CVAT's XML, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format).
+
+``annotations.xml`` lists every image of a task, job or project with its size and what was drawn:
+
+* ``<mask rle="..." left top width height>``: lengths of alternating runs of background and mask,
+  beginning with background (0 where the first pixel is mask), row by row inside a box;
+* ``<polygon points="x,y;x,y">``: corners in pixels, the first pixel reaching from 0 to 1.
+
+Several objects of one type on an image are one mask here: their union. An image without objects is
+clean, because CVAT lists images whether somebody looked at them or not; export finished jobs only.
+Tags (``<tag>``) and attributes say nothing about places and are ignored; an image with tags and
+nothing else stays unlabelled, because the tag may name a defect. All other objects (boxes, points,
+lines, ellipses, cuboids, skeletons) are errors: they are no masks, and without them the frame
+would look cleaner than it is. So are videos (``<track>``).
+
+Images lie in ``images/`` beside the XML (or right beside it), in a project under the name of their
+subset. A subset such as ``Train`` or ``Validation`` is the frame's split.
+
+The XML is read as a stream. Document types and entities are refused: CVAT writes none, and nested
+ones expand to any size.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from steelsight.data.frame_list import FRAME_LIST, write_frame_list
+from steelsight.data.labels import (
+    SPLIT_FOLDERS,
+    FrameLabels,
+    LabelClass,
+    LabelFormat,
+    LabelSet,
+    Placement,
+    ReadOptions,
+    check_image_name,
+    class_id_of,
+    classes_of,
+    find_images,
+    frame_size,
+    place_image,
+    shown,
+    split_of,
+)
+from steelsight.data.polygons import rasterise
+from steelsight.data.tables import csv_safe
+from steelsight.errors import InputError, LabelError
+from steelsight.imaging import IMAGE_SUFFIXES
+from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle
+
+LABELS = "annotations.xml"
+IMAGE_FOLDER = "images"
+
+_BLANKS = " \t\r\n"
+
+_MAX_DEPTH = 32
+"""Of nested elements; CVAT's own files have 9."""
+
+_MAX_NAME_CHARACTERS = 1000
+
+MAX_TYPES = 1000
+"""Where a file does not list its types; a data set with more has its names in the wrong place."""
+
+_OTHER_OBJECTS = ("box", "ellipse", "polyline", "points", "cuboid", "skeleton")
+
+T = TypeVar("T")
+Ints = NDArray[np.int64]
+MaskHW = NDArray[np.bool_]
+
+
+# Entry points ------------------------------------------------------------------------------------
+
+
+def recognise(path: Path) -> str | None:
+    """An XML file whose root is ``annotations``, or a folder with such an ``annotations.xml``."""
+    try:
+        file = path / LABELS if path.is_dir() else path
+        if file.suffix.lower() != ".xml" or not file.is_file():
+            return None
+        with file.open("rb") as opened:
+            is_cvat = re.search(rb"<annotations[\s>]", opened.read(4096))
+    except (OSError, ValueError):
+        return None
+    return f"{file.name} begins with <annotations>" if is_cvat else None
+
+
+def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = None) -> LabelSet:
+    """Reads an XML export, or the folder that holds ``annotations.xml``.
+
+    Args:
+        path: XML file or folder.
+        options: see :class:`ReadOptions`; ``class_names`` replace the labels of the file.
+        errors: a list to go on past broken images.
+
+    Raises:
+        LabelError: an image or object that breaks the format (see ``errors``), or a file that is
+            no such XML, which cannot be gone past.
+        InputError: the file cannot be read.
+    """
+    xml_path = path / LABELS if path.is_dir() else path
+    paths = images_beside(xml_path.parent, options, errors)
+    reader = _Reader(xml_path, options, errors, paths)
+    parse_xml(xml_path, reader.start, reader.end, reader.text)
+    frames = {image: frame for image, frame in reader.frames.items() if image not in reader.refused}
+    if options.unlisted_are_clean:
+        for image in paths.keys() - reader.seen:
+            size_wh = frame_size(image, paths, options, str(xml_path))
+            frames[image] = FrameLabels(image, {}, size_wh, split=split_of(image))
+    return LabelSet(
+        format=CVAT.name,
+        source=path,
+        classes=tuple(reader.classes.values()),
+        frames=frames,
+        image_paths=paths,
+        refused=frozenset(reader.refused),
+        notes=tuple(reader.notes()),
+    )
+
+
+def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
+    """Writes ``annotations.xml`` with one mask for each connected region (8 neighbours) of a type.
+
+    CVAT's format has no place for the columns of a table of frames; where there are any, they are
+    written into one (:mod:`steelsight.data.frame_list`).
+
+    Raises:
+        InputError: a frame without a size, a type that is not among the classes, a name that XML
+            cannot carry, or a file that cannot be written.
+    """
+    names = {c.id: c.name for c in label_set.classes}
+    for name in names.values():
+        if not name.isprintable():
+            raise InputError(
+                f"the type {shown(name)} holds control characters, expected a name; rename it"
+            )
+    lines = [
+        '<?xml version="1.0" encoding="utf-8"?>',
+        "<annotations>",
+        "  <version>1.1</version>",
+        "  <meta>",
+        "    <task>",
+        f"      <size>{len(label_set.frames)}</size>",
+        "      <mode>annotation</mode>",
+        "      <labels>",
+        *(
+            f"        <label><name>{escape(name)}</name><type>any</type></label>"
+            for name in names.values()
+        ),
+        "      </labels>",
+        "    </task>",
+        "  </meta>",
+    ]
+    for number, frame in enumerate(label_set.frames.values()):
+        lines += _image_lines(number, frame, names)
+    lines.append("</annotations>\n")
+    try:
+        (folder / LABELS).write_bytes("\n".join(lines).encode())
+    except OSError as error:
+        raise InputError(
+            f"{folder / LABELS}: cannot be written ({error.strerror}); check the folder and the"
+            " free space"
+        ) from error
+    listed = [f for f in label_set.frames.values() if f.attributes and csv_safe(f.image) == f.image]
+    if listed:
+        write_frame_list(folder / FRAME_LIST, listed, {})
+    for image in label_set.frames:
+        if image in label_set.image_paths:
+            target = folder / IMAGE_FOLDER / image
+            place_image(label_set.image_paths[image], target, placement)
+    return {}
+
+
+CVAT = LabelFormat("cvat", "CVAT for images 1.1 (XML): masks and polygons", recognise, read, write)
+
+
+def images_beside(
+    folder: Path, options: ReadOptions, errors: list[LabelError] | None
+) -> dict[str, Path]:
+    """The images of a label file: where the options say, else ``images/`` or right beside it."""
+    if options.images is not None:
+        return find_images(options.images, errors)
+    if (folder / IMAGE_FOLDER).is_dir():
+        return find_images(folder / IMAGE_FOLDER, errors)
+    try:
+        beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError:  # reading the label file will say what is wrong
+        return {}
+    return {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
+
+
+# XML ---------------------------------------------------------------------------------------------
+
+
+def parse_xml(
+    path: Path,
+    start: Callable[[list[str], dict[str, str], int], None],
+    end: Callable[[list[str]], None] = lambda _: None,
+    text: Callable[[list[str], str], None] = lambda *_: None,
+) -> None:
+    """Goes through an XML file element by element, in memory for one element.
+
+    Args:
+        path: file in any encoding that expat knows.
+        start: called with the names of the open elements, the attributes of the last one and its
+            line, counted from 1.
+        end: called with the names of the open elements when the last one closes.
+        text: called with the names of the open elements and a piece of text.
+
+    Raises:
+        LabelError: not well-formed, nested too deep, or with a document type, as which entities
+            are defined that expand to any size or name other files.
+        InputError: the file cannot be read.
+    """
+    parser = expat.ParserCreate()
+    tags: list[str] = []
+
+    def started(tag: str, attributes: dict[str, str]) -> None:
+        tags.append(tag)
+        if len(tags) > _MAX_DEPTH:
+            raise LabelError(
+                f"{path} line {parser.CurrentLineNumber}: elements are nested more than"
+                f" {_MAX_DEPTH} deep, expected an export of a labelling tool; export it again"
+            )
+        start(tags, attributes, parser.CurrentLineNumber)
+
+    def ended(_: str) -> None:
+        end(tags)
+        tags.pop()
+
+    def refuse_doctype(*_: object) -> None:
+        raise LabelError(
+            f"{path} line {parser.CurrentLineNumber}: a DOCTYPE, expected none; remove it, and"
+            " mistrust the file: labelling tools write none"
+        )
+
+    parser.StartElementHandler = started
+    parser.EndElementHandler = ended
+    parser.CharacterDataHandler = lambda data: text(tags, data)
+    parser.StartDoctypeDeclHandler = refuse_doctype
+    try:
+        with path.open("rb") as file:
+            parser.ParseFile(file)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}), expected an XML file; check the path"
+        ) from error
+    except expat.ExpatError as error:
+        raise LabelError(
+            f"{path} line {error.lineno}: damaged XML ({expat.ErrorString(error.code)}), expected a"
+            " complete XML file; export it again"
+        ) from error
+    except (LookupError, ValueError) as error:  # Python looks up encodings for expat
+        raise LabelError(
+            f"{path} line 1: the encoding that the XML declares is not supported ({error}),"
+            " expected UTF-8; save it as UTF-8"
+        ) from error
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """One mask element, checked: run lengths inside a box."""
+
+    runs: Ints
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(slots=True)
+class _Image:
+    """What was read of the image element that is open."""
+
+    name: str
+    size_wh: tuple[int, int]
+    split: str | None
+    where: str
+    boxes: dict[str, list[_Box]] = field(default_factory=dict)
+    polygons_xy: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    tags: int = 0
+
+
+class _Reader:
+    """Takes the elements as they come; one image at a time is kept open."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: ReadOptions,
+        errors: list[LabelError] | None,
+        paths: Mapping[str, Path],
+    ) -> None:
+        self.classes = {c.name: c for c in classes_of(options.class_names, str(path))}
+        self.frames: dict[str, FrameLabels] = {}
+        self.refused: set[str] = set()
+        self.seen: set[str] = set()
+        self._path, self._options, self._errors, self._paths = path, options, errors, paths
+        self._classes_are_known = bool(self.classes)
+        self._label: dict[str, str] = {}
+        self._listed: list[str] = []
+        self._split: str | None = None
+        self._image: _Image | None = None
+        self._tags = self._only_tags = self._without_pixel = 0
+
+    def notes(self) -> list[str]:
+        """What was assumed, one line each."""
+        told = (
+            (self._tags, "tags were ignored: they mark no place"),
+            (self._only_tags, "images have tags and no mask: they stay unlabelled"),
+            (
+                self._without_pixel,
+                "masks hold no pixel: their types are on the frame, but nobody knows where",
+            ),
+        )
+        clean = sum(frame.clean for frame in self.frames.values())
+        notes = [f"{count} {what}" for count, what in told if count]
+        if clean:
+            notes.append(f"{clean} images without objects were taken as clean")
+        return notes
+
+    def start(self, tags: list[str], attributes: dict[str, str], line: int) -> None:
+        """An element opens."""
+        match tags:
+            case [root] if root != "annotations":
+                raise LabelError(
+                    f"{self._path} line {line}: the root is <{root[:40]}>, expected <annotations>"
+                    " as in an export 'CVAT for images 1.1'; export the task so"
+                )
+            case [_, "track"]:
+                raise LabelError(
+                    f"{self._path} line {line}: a <track>, expected images; this is an export for"
+                    " videos: export the task as 'CVAT for images 1.1'"
+                )
+            case [_, "image"]:
+                where = f"{self._path} line {line}, image {shown(attributes.get('name', ''))}"
+                name = self._tried(lambda: self._image_name(attributes, where))
+                if name is not None:
+                    self._image = self._tried(lambda: self._opened(name, attributes, where), name)
+            case [_, "image", shape] if self._image is not None:
+                image = self._image
+                where = f"{self._path} line {line}, image {shown(image.name)}, <{shape[:40]}>"
+                self._tried(lambda: self._add(image, shape, attributes, where), image.name)
+
+    def end(self, tags: list[str]) -> None:
+        """An element closes."""
+        match tags:
+            case [_, "meta"]:
+                self._set_classes()
+            case [_, "image"] if self._image is not None:
+                image, self._image = self._image, None
+                if image.name not in self.refused:
+                    self._tried(lambda: self._close(image), image.name)
+            case [_, "meta", *_, "labels", "label"]:
+                # Points of skeletons are listed as labels with a parent; a tag has no mask.
+                if "parent" not in self._label and self._label.get("type", "").strip() != "tag":
+                    self._listed.append(self._label.get("name", ""))
+                self._label = {}
+            case [_, "meta", "task" | "job", "subset"]:
+                self._split = SPLIT_FOLDERS.get(self._label.pop("subset", "").strip().casefold())
+
+    def text(self, tags: list[str], data: str) -> None:
+        """Text inside an element; only few elements of the head matter."""
+        match tags:
+            case [_, "meta", *_, "labels", "label", ("name" | "type" | "parent") as key] | [
+                _,
+                "meta",
+                "task" | "job",
+                "subset" as key,
+            ]:
+                self._label[key] = self._label.get(key, "") + data
+                if len(self._label[key]) > _MAX_NAME_CHARACTERS:
+                    raise LabelError(
+                        f"{self._path}: the <{key}> {shown(self._label[key])} is longer than"
+                        f" {_MAX_NAME_CHARACTERS} characters, expected a name; export it again"
+                    )
+
+    def _tried(self, step: Callable[[], T], image: str | None = None) -> T | None:
+        """Runs a step; if a label is broken, its image is refused and, with a list, we go on."""
+        try:
+            return step()
+        except LabelError as error:
+            if self._errors is None:
+                raise
+            self._errors.append(error)
+            if image is not None:
+                self.refused.add(image)
+            return None
+
+    def _set_classes(self) -> None:
+        if self._classes_are_known:
+            return
+        # A project lists the labels of its tasks again.
+        names = dict.fromkeys(name.strip() for name in self._listed)
+        self.classes = {c.name: c for c in classes_of(names, f"{self._path} <labels>")}
+        self._classes_are_known = bool(self.classes)
+
+    def _image_name(self, attributes: Mapping[str, str], where: str) -> str:
+        name = attributes.get("name", "")
+        check_image_name(name, where)
+        in_subset = f"{attributes.get('subset', '')}/{name}"
+        return in_subset if name not in self._paths and in_subset in self._paths else name
+
+    def _opened(self, name: str, attributes: Mapping[str, str], where: str) -> _Image:
+        if name in self.seen:
+            # The first one is refused too: nobody knows which of the two is right.
+            raise LabelError(
+                f"{where}: the image is listed twice, expected once; export tasks that share image"
+                " names one by one, or remove one of the two"
+            )
+        self.seen.add(name)
+        width = _whole(attributes, "width", where, least=1)
+        height = _whole(attributes, "height", where, least=1)
+        if width * height > MAX_MASK_PX:
+            raise LabelError(
+                f"{where}: {width} x {height} pixels, expected at most {MAX_MASK_PX}; correct the"
+                " width and height"
+            )
+        check_size(name, (width, height), self._paths, self._options, where)
+        subset = attributes.get("subset", "").strip().casefold()
+        split = SPLIT_FOLDERS.get(subset) or self._split or split_of(name)
+        return _Image(name, (width, height), split, where)
+
+    def _add(self, image: _Image, shape: str, attributes: Mapping[str, str], where: str) -> None:
+        if shape == "tag":
+            image.tags += 1
+            return
+        if shape not in ("mask", "polygon"):
+            what = "no mask" if shape in _OTHER_OBJECTS else "unknown"
+            raise LabelError(
+                f"{where}: this object is {what}, expected <mask> or <polygon>; draw it as one, or"
+                " delete it"
+            )
+        class_id = self._class_id(attributes, where)
+        if shape == "mask":
+            image.boxes.setdefault(class_id, []).append(_box(attributes, image.size_wh, where))
+        else:
+            points_xy = _points(attributes.get("points", ""), where)
+            image.polygons_xy.setdefault(class_id, []).append(points_xy)
+
+    def _class_id(self, attributes: Mapping[str, str], where: str) -> str:
+        name = attributes.get("label", "").strip()
+        if name in self.classes:
+            return self.classes[name].id
+        if self._classes_are_known:
+            raise LabelError(
+                f"{where}: the label is {shown(name)}, expected one of"
+                f" {', '.join(map(shown, self.classes))}; correct it, or add it to the <labels>"
+            )
+        # A file without <labels>: types in the order in which they come.
+        if len(self.classes) >= MAX_TYPES:
+            raise LabelError(
+                f"{where}: the label {shown(name)} is type number {MAX_TYPES + 1}, expected at most"
+                f" {MAX_TYPES}; correct the labels"
+            )
+        self.classes[name] = further_class(self.classes, name, where)
+        return self.classes[name].id
+
+    def _close(self, image: _Image) -> None:
+        self._tags += image.tags
+        class_ids = list(dict.fromkeys((*image.boxes, *image.polygons_xy)))
+        if image.tags and not class_ids:
+            self._only_tags += 1
+            return
+        # One mask at a time: an image may be large and have many types.
+        rles = {class_id: _union_rle(image, class_id) for class_id in class_ids}
+        empty = tuple(class_id for class_id, rle in rles.items() if not rle)
+        self._without_pixel += len(empty)
+        self.frames[image.name] = FrameLabels(
+            image.name,
+            {class_id: rle for class_id, rle in rles.items() if rle},
+            image.size_wh,
+            types_without_mask=empty,
+            split=image.split,
+        )
+
+
+def further_class(classes: Mapping[str, LabelClass], name: str, where: str) -> LabelClass:
+    """The class for a name that is not among those known by name.
+
+    Raises:
+        LabelError: the name gives no id, or that of another class.
+    """
+    class_id = class_id_of(name, where).casefold()
+    same = [other for other, known in classes.items() if known.id.casefold() == class_id]
+    return classes_of([*same, name], where)[-1]
+
+
+def check_size(
+    image: str,
+    size_wh: tuple[int, int],
+    paths: Mapping[str, Path],
+    options: ReadOptions,
+    where: str,
+) -> None:
+    """Compares a size that a label file tells with that of the image, where it is known.
+
+    Raises:
+        LabelError: they differ, or the image's header cannot be read.
+    """
+    if image not in paths and image not in options.sizes_wh:
+        return
+    found_wh = frame_size(image, paths, options, where)
+    if found_wh != size_wh:
+        raise LabelError(
+            f"{where}: labelled at {size_wh[0]} x {size_wh[1]} pixels, but the image has"
+            f" {found_wh[0]} x {found_wh[1]}; expected equal sizes: put the image there that was"
+            " labelled"
+        )
+
+
+def _whole(attributes: Mapping[str, str], key: str, where: str, *, least: int = 0) -> int:
+    text = attributes.get(key, "")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise LabelError(
+            f"{where}: {key} is {shown(text)}, expected a whole number from {least} up; export the"
+            " task again"
+        )
+    return int(text)
+
+
+def _box(attributes: Mapping[str, str], size_wh: tuple[int, int], where: str) -> _Box:
+    left, top = _whole(attributes, "left", where), _whole(attributes, "top", where)
+    width = _whole(attributes, "width", where, least=1)
+    height = _whole(attributes, "height", where, least=1)
+    if left + width > size_wh[0] or top + height > size_wh[1]:
+        raise LabelError(
+            f"{where}: the box from ({left}, {top}) with {width} x {height} pixels leaves the image"
+            f" of {size_wh[0]} x {size_wh[1]}, expected it inside; export the task again"
+        )
+    runs = _runs(attributes.get("rle", ""), where)
+    total_px = sum(runs)
+    if total_px != width * height:
+        told = total_px if total_px < 10**12 else "more than 10^12"
+        raise LabelError(
+            f"{where}: the {len(runs)} runs of the rle add up to {told} pixels, expected"
+            f" {width * height} for a box of {width} x {height}; export the task again"
+        )
+    return _Box(np.array(runs, np.int64), left, top, width, height)
+
+
+def _runs(text: str, where: str) -> list[int]:
+    """Whole numbers separated by commas, of any size."""
+    # int() would accept signs, underscores and foreign digits.
+    if not text.encode("ascii", "replace").translate(None, b"0123456789, \t\r\n"):
+        try:
+            return list(map(int, text.split(",")))
+        except ValueError:  # nothing, a blank inside, or thousands of digits
+            pass
+    words = [word.strip(_BLANKS) for word in text.split(",")]
+    wrong = next(word for word in words if not re.fullmatch("[0-9]{1,4000}", word))
+    raise LabelError(
+        f"{where}: the rle holds {shown(wrong)}, expected lengths in whole numbers from 0 up,"
+        " separated by commas; export the task again"
+    )
+
+
+def _points(text: str, where: str) -> NDArray[np.float64]:
+    pairs = [pair.split(",") for pair in text.split(";")]
+    try:
+        points_xy = [(float(x), float(y)) for x, y in pairs]
+    except ValueError:
+        points_xy = []
+    numbers = [number for point in points_xy for number in point]
+    if (
+        not numbers
+        or not re.fullmatch(r"[-+0-9.eE,;\s]*", text)
+        or not all(map(math.isfinite, numbers))
+    ):
+        raise LabelError(
+            f"{where}: the points are {shown(text)}, expected 'x,y;x,y;...' in pixels; export the"
+            " task again"
+        )
+    return np.array(points_xy, np.float64)
+
+
+def _union_rle(image: _Image, class_id: str) -> str:
+    """Kaggle RLE of all objects of one type."""
+    polygons_xy = image.polygons_xy.get(class_id, [])
+    if polygons_xy:
+        where = f"{image.where}, type {class_id!r}"
+        mask_hw = rasterise(polygons_xy, image.size_wh, where=where)
+    else:
+        mask_hw = np.zeros(image.size_wh[::-1], np.bool_)
+    for box in image.boxes.get(class_id, []):
+        inside = np.repeat(np.arange(len(box.runs)) % 2 == 1, box.runs)
+        inside_hw = inside.reshape(box.height, box.width)
+        mask_hw[box.top : box.top + box.height, box.left : box.left + box.width] |= inside_hw
+    return encode_rle(mask_hw)
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def _image_lines(number: int, frame: FrameLabels, names: Mapping[str, str]) -> list[str]:
+    where = f"image {shown(frame.image)}"
+    check_image_name(frame.image, where)
+    if frame.size_wh is None:
+        raise InputError(f"{where}: the size is not known, expected one; give --images or --size")
+    width, height = frame.size_wh
+    head = f'<image id="{number}" name={quoteattr(frame.image)} width="{width}" height="{height}"'
+    if frame.split:
+        head += f" subset={quoteattr(frame.split)}"
+    lines = [f"  {head}>"]
+    for class_id, rle in frame.rle_by_class.items():
+        if class_id not in names:
+            raise InputError(
+                f"{where}: the type {shown(class_id)} is not among the classes, expected one of"
+                f" {', '.join(names)}; add it"
+            )
+        label = quoteattr(names[class_id])
+        for runs, (left, top, width, height) in _regions(
+            decode_rle(rle, frame.size_wh, where=where)
+        ):
+            lines.append(
+                f'    <mask label={label} source="file" occluded="0" rle="{runs}" left="{left}"'
+                f' top="{top}" width="{width}" height="{height}" z_order="0"></mask>'
+            )
+    lines.append("  </image>")
+    return lines
+
+
+def _regions(mask_hw: MaskHW) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Run lengths and box (left, top, width, height) of each connected region (8 neighbours)."""
+    left, top, width, height = cv2.boundingRect(mask_hw.view(np.uint8))
+    if not width:
+        return []
+    # A background pixel at both ends of every row keeps runs from going on in the next one.
+    crop_hw = np.zeros((height, width + 2), np.uint8)
+    crop_hw[:, 1:-1] = mask_hw[top : top + height, left : left + width]
+    count, labels_hw = cv2.connectedComponents(crop_hw, connectivity=8)
+    flat = crop_hw.ravel()
+    starts, ends = (np.flatnonzero(flat[1:] != flat[:-1]) + 1).reshape(-1, 2).T
+    region = labels_hw.ravel()[starts] - 1
+    # From here on the runs are sorted by region, and stay in row-major order inside it.
+    order = np.argsort(region, kind="stable")
+    region, starts, length = region[order], starts[order], (ends - starts)[order]
+    first = np.searchsorted(region, np.arange(count))  # with the end of the last region
+    y, x = np.divmod(starts, width + 2)
+    box_left = np.minimum.reduceat(x, first[:-1])
+    box_width = np.maximum.reduceat(x + length, first[:-1]) - box_left
+    box_top = y[first[:-1]]
+    box_height = y[first[1:] - 1] + 1 - box_top
+    begin = (y - box_top[region]) * box_width[region] + x - box_left[region]
+    end = begin + length
+    # Runs as wide as their box go on in the next row.
+    opens = np.ones(len(begin), np.bool_)
+    opens[1:] = (begin[1:] != end[:-1]) | (region[1:] != region[:-1])
+    begin, end, region = begin[opens], end[np.roll(opens, -1)], region[opens]
+    first = np.searchsorted(region, np.arange(count))
+    gap = begin - np.append(0, end[:-1])
+    gap[first[:-1]] = begin[first[:-1]]
+    words = list(map(str, np.stack((gap, end - begin), axis=1).ravel().tolist()))
+    rest = (box_width * box_height - end[first[1:] - 1]).tolist()
+    boxes = np.stack((box_left + left - 1, box_top + top, box_width, box_height), axis=1).tolist()
+    return [
+        (", ".join([*words[2 * a : 2 * b], *([str(more)] if more else [])]), tuple(box))
+        for (a, b), more, box in zip(pairwise(first.tolist()), rest, boxes, strict=True)
+    ]

@@ -1,0 +1,1232 @@
+"""Masks as PNG files beside the images: one file of class numbers, or one file per class.
+
+Three forms share one layout::
+
+    images/     training/000201.jpg            (or JPEGImages)
+    masks/      training/000201.png            (or annotations, labels, SegmentationClass)
+    classes.txt                                one name per line; line 1 is pixel value 1
+    images.txt                                 one image name per line
+
+* ``mask-index``: grey, pixel value 0 = background, n = n-th class. Also 16-bit grey.
+* ``mask-palette``: the same numbers in a palette PNG, as in Pascal VOC. The number counts, not the
+  colour.
+* ``mask-binary``: ``masks/<class>/training/000201.png`` with 0 and 255, or 0 and 1; the only one
+  that holds overlapping types. Without class folders, it is one class, called ``defect``.
+
+A mask belongs to the image of the same folder and name but for the suffix; ``_mask`` may follow
+the name. A mask of zeros says that the steel is good; an image without a mask is unlabelled.
+``images.txt`` is optional and written here: it lists the labelled images, so that their order and
+suffixes survive where the images are not at hand; where it stands, every line needs a mask and
+every mask a line. Without it and without an image, a mask names its image: with the suffix that
+all images have, else ``.png``.
+
+A mask is read strictly, because a wrong number is a wrong type: only undamaged PNG, of the image's
+size, whose numbers leave no doubt. Refused are JPEG (compression mixes numbers), colours, 255 in
+masks of numbers (VOC's "void"), 2- and 4-bit grey (programs disagree whether 1 means 1 or 85), and
+palettes that an image optimiser has sorted anew.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
+
+from steelsight.data.labels import (
+    CLASS_LIST,
+    SPLIT_FOLDERS,
+    FrameLabels,
+    LabelClass,
+    LabelFormat,
+    LabelSet,
+    Placement,
+    ReadOptions,
+    check_image_name,
+    class_id_of,
+    classes_of,
+    find_images,
+    inside,
+    place_image,
+    read_lines,
+    shown,
+    split_of,
+    write_lines,
+)
+from steelsight.errors import DecodeError, InputError, LabelError, SteelsightError
+from steelsight.imaging import (
+    IMAGE_SUFFIXES,
+    DecodePolicy,
+    _any_failure_refused,
+    _check_trailing,
+    _exif_orientation,
+    _png_chunk,
+    _png_chunks,
+    _png_lines,
+    read_bytes,
+    read_size_wh,
+)
+from steelsight.masks import MAX_MASK_PX, decode_rle
+
+MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
+IMAGE_FOLDERS = ("images", "JPEGImages")
+IMAGE_LIST = "images.txt"
+MASK_SUFFIX = "_mask"
+LONE_CLASS = "defect"
+"""Type of a folder of binary masks that names none."""
+
+VOID = 255
+"""In Pascal VOC the value of pixels that belong to no class and are not background either."""
+
+_BACKGROUND_NAMES = {"background", "_background_", "__background__"}
+_POLICY = DecodePolicy(max_pixels=MAX_MASK_PX)
+_PROBED_MASKS = 4
+_PROBED_PX = 1 << 24
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GREY, _PNG_RGB, _PNG_PALETTE, _PNG_GREY_ALPHA, _PNG_RGBA = 0, 2, 3, 4, 6
+_PNG_CHANNELS = {_PNG_GREY: 1, _PNG_RGB: 3, _PNG_PALETTE: 1, _PNG_GREY_ALPHA: 2, _PNG_RGBA: 4}
+_PNG_OF_CHANNELS = {1: _PNG_GREY, 2: _PNG_GREY_ALPHA, 3: _PNG_RGB, 4: _PNG_RGBA}
+_PNG_DEPTHS = {
+    _PNG_GREY: (1, 8, 16),
+    _PNG_PALETTE: (1, 2, 4, 8),
+    _PNG_RGB: (8,),
+    _PNG_GREY_ALPHA: (8,),
+    _PNG_RGBA: (8,),
+}
+
+MaskValues = NDArray[np.uint8] | NDArray[np.uint16]
+Rgb = tuple[int, int, int]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class MaskForm(StrEnum):
+    """How masks are stored; also the names of the formats."""
+
+    INDEX = "mask-index"
+    PALETTE = "mask-palette"
+    BINARY = "mask-binary"
+
+
+# One mask file -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _MaskPng:
+    """Numbers of one file, and the colours they stand for (entries x 3) where it has a palette."""
+
+    values_hw: MaskValues
+    palette_rgb: NDArray[np.uint8] | None
+    was_rgb: bool
+
+
+def read_mask_values(
+    path: Path, expected_wh: tuple[int, int] | None = None, *, where: str = ""
+) -> MaskValues:
+    """Reads one mask strictly: the stored numbers, of a palette PNG the indices.
+
+    Args:
+        path: PNG with 1, 8 or 16 bits of grey, a palette, or RGB whose channels are equal.
+        expected_wh: width and height of the image in pixels, where they are known.
+        where: put in front of an error message instead of the path.
+
+    Returns:
+        Rows x columns; uint8, or uint16 for 16-bit grey.
+
+    Raises:
+        LabelError: unreadable, no PNG, damaged, coloured, too large, or of another size.
+    """
+    return _read_png(path, expected_wh, where or str(path)).values_hw
+
+
+def _read_png(
+    path: Path, expected_wh: tuple[int, int] | None, where: str, max_px: int = MAX_MASK_PX
+) -> _MaskPng:
+    try:
+        data = read_bytes(path, policy=_POLICY)
+        if not data.startswith(_PNG_SIGNATURE):
+            raise _no_png_error(data, where)
+        with _any_failure_refused("png"):
+            chunks, end = _png_chunks(data)
+            _check_trailing(data, end, _PNG_SIGNATURE)
+            (first, header), *others = chunks
+            if first != b"IHDR":
+                raise ValueError("it does not begin with its header")
+            layout = _PngLayout(*struct.unpack(">IIBBBBB", header))
+        _check_png(layout, dict(others), expected_wh, max_px, where)
+        with _any_failure_refused("png"):
+            stored = _stored_bytes(layout, [part for kind, part in others if kind == b"IDAT"])
+    except DecodeError as error:
+        raise LabelError(f"{where}: {error}; replace the mask by an undamaged PNG") from error
+    if layout.colour == _PNG_PALETTE:
+        values = _unpacked(stored, layout)
+        palettes = [part for kind, part in others if kind == b"PLTE"]
+        entries = np.frombuffer(palettes[0] if palettes else b"", np.uint8)
+        if len(palettes) != 1 or len(entries) % 3 or int(values.max()) >= len(entries) // 3:
+            raise LabelError(
+                f"{where}: pixel value {values.max()} in a palette of {len(entries) // 3} colours,"
+                " expected a colour for each; replace the mask by an undamaged PNG"
+            )
+        return _MaskPng(values, entries.reshape(-1, 3), was_rgb=False)
+    if layout.colour == _PNG_GREY:
+        return _MaskPng(_unpacked(stored, layout), None, was_rgb=False)
+    return _MaskPng(_grey_of_colours(stored, layout, where), None, was_rgb=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _PngLayout:
+    """The PNG header (IHDR), in its order."""
+
+    width: int
+    height: int
+    depth: int
+    colour: int
+    compression: int
+    filtering: int
+    interlaced: int
+
+    @property
+    def row_bytes(self) -> int:
+        return (self.width * self.depth * _PNG_CHANNELS[self.colour] + 7) // 8
+
+
+def _no_png_error(data: bytes, where: str) -> LabelError:
+    if data.startswith(b"\xff\xd8\xff"):
+        return LabelError(
+            f"{where}: expected a PNG, received a JPEG, whose compression smears the class numbers"
+            " into each other; export the masks again as PNG"
+        )
+    return LabelError(
+        f"{where}: expected a PNG, received a file that begins with {data[:8].hex(' ')!r}; export"
+        " the masks as PNG"
+    )
+
+
+def _check_png(
+    layout: _PngLayout,
+    others: Mapping[bytes, memoryview],
+    expected_wh: tuple[int, int] | None,
+    max_px: int,
+    where: str,
+) -> None:
+    """What the header tells, before memory is taken for pixels."""
+    if layout.depth not in _PNG_DEPTHS.get(layout.colour, ()):
+        reason = f"PNG colour type {layout.colour} with {layout.depth} bits"
+        if layout.colour == _PNG_GREY and layout.depth in (2, 4):
+            reason = f"{layout.depth}-bit grey, which some programs scale to 0..255 and some do not"
+        raise LabelError(
+            f"{where}: {reason}, expected 1, 8 or 16 bits of grey or a palette; save the mask as"
+            " 8-bit grey"
+        )
+    if layout.compression or layout.filtering or layout.interlaced:
+        raise LabelError(
+            f"{where}: an interlaced PNG, expected a plain one; save the mask without interlacing"
+        )
+    if b"acTL" in others:
+        raise LabelError(f"{where}: an animated PNG, expected one mask; save a single picture")
+    if b"eXIf" in others and _exif_orientation(bytes(others[b"eXIf"])) not in (None, 1):
+        raise LabelError(
+            f"{where}: the mask is to be turned by its EXIF orientation, which most programs ignore"
+            " in masks; turn the pixels themselves and remove the tag"
+        )
+    size_px, row_bytes = layout.width * layout.height, layout.row_bytes
+    if size_px < 1 or max(size_px, layout.height * row_bytes) > max_px:
+        raise LabelError(
+            f"{where}: the mask is {layout.width} x {layout.height}, expected 1 to {max_px:,}"
+            " pixels of 8 bits; cut image and mask into tiles"
+        )
+    if expected_wh is not None and (layout.width, layout.height) != expected_wh:
+        raise LabelError(
+            f"{where}: the mask is {layout.width} x {layout.height}, expected the image's"
+            f" {expected_wh[0]} x {expected_wh[1]}; use the image that was labelled, unscaled and"
+            " not turned"
+        )
+
+
+def _stored_bytes(layout: _PngLayout, payloads: list[memoryview]) -> NDArray[np.uint8]:
+    """Rows x bytes as they were before PNG filtered them, whatever they mean.
+
+    The filters work on bytes, one pixel's bytes apart. So a picture of any depth is unfiltered as
+    8-bit samples, which keeps the decoder from scaling them or looking them up in a palette.
+    """
+    height, row_bytes = layout.height, layout.row_bytes
+    lines = _png_lines(payloads, height * (1 + row_bytes))
+    rows = np.frombuffer(lines, np.uint8).reshape(height, 1 + row_bytes)
+    if not rows[:, 0].any():  # never filtered, as written here: nothing to undo
+        return rows[:, 1:]
+    channels = max(1, layout.depth * _PNG_CHANNELS[layout.colour] // 8)
+    header = struct.pack(
+        ">IIBBBBB", row_bytes // channels, height, 8, _PNG_OF_CHANNELS[channels], 0, 0, 0
+    )
+    plain = (
+        _PNG_SIGNATURE,
+        _png_chunk(b"IHDR", header),
+        _png_chunk(b"IDAT", zlib.compress(lines, 0)),
+        _png_chunk(b"IEND", b""),
+    )
+    return np.asarray(PngImageFile(BytesIO(b"".join(plain)))).reshape(height, row_bytes)
+
+
+def _unpacked(stored: NDArray[np.uint8], layout: _PngLayout) -> MaskValues:
+    """One number per pixel."""
+    if layout.depth == 8:
+        return stored
+    if layout.depth == 16:
+        return np.ascontiguousarray(stored).view(">u2").astype(np.uint16)
+    if layout.depth == 1:
+        return np.unpackbits(stored, axis=1, count=layout.width)
+    per_byte = 8 // layout.depth
+    values = np.empty((layout.height, layout.row_bytes, per_byte), np.uint8)
+    for i in range(per_byte):
+        values[:, :, i] = stored >> (8 - layout.depth * (i + 1)) & (1 << layout.depth) - 1
+    return values.reshape(layout.height, -1)[:, : layout.width]
+
+
+def _grey_of_colours(stored: NDArray[np.uint8], layout: _PngLayout, where: str) -> MaskValues:
+    pixels = stored.reshape(layout.height, layout.width, -1)
+    channels = pixels.shape[2]
+    transparent = channels in (2, 4) and (pixels[:, :, -1] != 255).any()
+    coloured = channels >= 3 and (pixels[:, :, :3] != pixels[:, :, :1]).any(axis=2)
+    if transparent or np.any(coloured):
+        y, x = np.argwhere(coloured)[0] if np.any(coloured) else (0, 0)
+        found = "transparent pixels" if transparent else f"the colour {_rgb(pixels[y, x])}"
+        raise LabelError(
+            f"{where}: {found} at row {y}, column {x}, expected one number per pixel; save class"
+            " numbers as 8-bit grey or palette PNG, because colours do not name classes"
+        )
+    return np.ascontiguousarray(pixels[:, :, 0])
+
+
+def _rgb(colour: NDArray[Any]) -> Rgb:
+    red, green, blue = colour[:3].tolist()
+    return red, green, blue
+
+
+def encode_png(values_hw: MaskValues, bits: int, palette_rgb: bytes = b"") -> bytes:
+    """Writes numbers as PNG: grey with 1, 8 or 16 bits, or a palette with 8 bits.
+
+    Unfiltered and at zlib's level 1: masks compress well anyhow, and both ways are fast.
+
+    Args:
+        values_hw: uint8 or uint16, rows x columns, below ``2 ** bits``.
+        bits: per pixel.
+        palette_rgb: red, green, blue of number 0, then of number 1 and so on.
+    """
+    height, width = values_hw.shape
+    stored: NDArray[np.uint8]
+    if bits == 16:
+        stored = values_hw.astype(">u2").view(np.uint8)
+    elif bits == 1:
+        stored = np.packbits(values_hw.view(np.bool_), axis=1)
+    else:
+        stored = values_hw.view(np.uint8)
+    lines = np.zeros((height, 1 + stored.shape[1]), np.uint8)
+    lines[:, 1:] = stored
+    colour = _PNG_PALETTE if palette_rgb else _PNG_GREY
+    return b"".join(
+        (
+            _PNG_SIGNATURE,
+            _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)),
+            _png_chunk(b"PLTE", palette_rgb) if palette_rgb else b"",
+            _png_chunk(b"IDAT", zlib.compress(lines.data, 1)),
+            _png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def voc_palette(colours: int) -> bytes:
+    """The first colours of Pascal VOC's palette, three bytes each: black, dark red, dark green...
+
+    The bits of a number, from the lowest, go in turn to red, green and blue, each from its highest
+    bit down (``VOClabelcolormap.m`` of the VOC development kit).
+    """
+    number = np.arange(colours)
+    rgb = np.zeros((colours, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            rgb[:, channel] |= ((number >> 3 * bit + channel & 1) << 7 - bit).astype(np.uint8)
+    return rgb.tobytes()
+
+
+def value_rles(values_hw: MaskValues, highest: int, expected: str, where: str) -> dict[int, str]:
+    """Canonical Kaggle RLE of every number but 0, in one pass over the pixels.
+
+    Args:
+        values_hw: rows x columns.
+        highest: numbers above it are refused.
+        expected: what to say then.
+        where: put in front of an error message.
+
+    Raises:
+        LabelError: a number above ``highest``; the text names it and its first pixel.
+    """
+    height = values_hw.shape[0]
+    columns = cv2.transpose(values_hw).ravel()
+    starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
+    ends = np.append(starts[1:], len(columns))
+    value = columns[starts]
+    wrong = np.flatnonzero(value > highest)
+    if len(wrong):
+        first = wrong[0]
+        count_px = np.count_nonzero(columns == value[first])
+        raise LabelError(
+            f"{where}: pixel value {value[first]} at row {starts[first] % height}, column"
+            f" {starts[first] // height} ({count_px} px in all), {expected}"
+        )
+    # Runs of equal number side by side, still in ascending order; they do not touch by themselves.
+    order = np.argsort(value, kind="stable")
+    runs = np.stack((starts + 1, ends - starts), axis=1)[order]
+    value = value[order]
+    bounds = [*(np.flatnonzero(value[1:] != value[:-1]) + 1).tolist(), len(value)]
+    return {
+        int(value[a]): " ".join(map(str, runs[a:b].ravel().tolist()))
+        for a, b in pairwise([0, *bounds])
+        if value[a]
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedMask:
+    """What one mask file says.
+
+    Attributes:
+        size_wh: width and height in pixels.
+        rle_by_value: canonical Kaggle RLE of every number but 0 that occurs.
+        colour_by_value: what a palette says about these numbers.
+        was_rgb: the number stands in three equal channels.
+    """
+
+    size_wh: tuple[int, int]
+    rle_by_value: Mapping[int, str]
+    colour_by_value: Mapping[int, Rgb]
+    was_rgb: bool
+
+
+def read_binary_mask(
+    path: Path, expected_wh: tuple[int, int] | None = None, *, where: str = ""
+) -> DecodedMask:
+    """Reads a mask of one class: 0 and 255, or 0 and 1.
+
+    Raises:
+        LabelError: see :func:`read_mask_values`; also other numbers, or 1 beside 255.
+    """
+    where = where or str(path)
+    png = _read_png(path, expected_wh, where)
+    if png.palette_rgb is not None and png.palette_rgb[0].min() == 255:
+        raise LabelError(
+            f"{where}: number 0 of the palette is white, expected black: the mask may be inverted;"
+            " save it as grey with 0 for good steel and 255 for the defect"
+        )
+    expected = "expected 0 and 255, or 0 and 1; save one mask per class"
+    decoded = _decoded(png, 255, expected, where)
+    if len(decoded.rle_by_value) > 1 or not decoded.rle_by_value.keys() <= {1, 255}:
+        values = list(decoded.rle_by_value)
+        raise LabelError(
+            f"{where}: the pixel values beside 0 are {', '.join(map(str, values[:6]))}"
+            f"{', ...' * (len(values) > 6)}, expected 255 alone, or 1 alone; scaling and JPEG make"
+            " grey edges: export the mask again without them (class numbers are mask-index)"
+        )
+    return decoded
+
+
+def _read_number_mask(
+    path: Path, expected_wh: tuple[int, int] | None, names: int | None, where: str
+) -> DecodedMask:
+    """Reads a mask of class numbers; ``names`` is the number of classes where it is known."""
+    png = _read_png(path, expected_wh, where)
+    highest = VOID - 1 if names is None else names
+    if names is None:
+        expected = f"expected 0 to {highest} while {CLASS_LIST} names no types; add that file"
+    else:
+        expected = (
+            f"expected 0 to {highest}, because {names} types are named; add the missing names to"
+            f" {CLASS_LIST}, or correct the mask"
+        )
+    if highest < VOID and png.values_hw.max() == VOID:
+        expected = (
+            f"expected 0 to {highest}; in Pascal VOC 255 is 'void', which no type can hold: write 0"
+            " or a type's number there, or if 255 marks the only defect, read it as mask-binary"
+        )
+    decoded = _decoded(png, highest, expected, where)
+    for value, colour in decoded.colour_by_value.items():
+        grey = colour[0]
+        if colour == (grey, grey, grey) and grey != value and 1 <= grey <= (names or 0):
+            raise LabelError(
+                f"{where}: pixel value {value} has the grey {grey} in the palette, which is"
+                " another type's number, expected one of them; an image optimiser may have"
+                " rewritten the mask: save it as 8-bit grey"
+            )
+    return decoded
+
+
+def _decoded(png: _MaskPng, highest: int, expected: str, where: str) -> DecodedMask:
+    height, width = png.values_hw.shape
+    rles = value_rles(png.values_hw, highest, expected, where)
+    colours: dict[int, Rgb] = {}
+    if png.palette_rgb is not None:
+        colours = {value: _rgb(png.palette_rgb[value]) for value in rles}
+    return DecodedMask((width, height), rles, colours, png.was_rgb)
+
+
+# Which mask belongs to which image ---------------------------------------------------------------
+
+
+class Refusals:
+    """Where broken labels go: raised at once, or collected while their images are left out."""
+
+    def __init__(self, errors: list[LabelError] | None) -> None:
+        self._errors = errors
+        self.images: set[str] = set()
+
+    def add(self, error: LabelError, images: Iterable[str] = ()) -> None:
+        """Raises the error, or notes it and the images that it spoils."""
+        if self._errors is None:
+            raise error
+        self._errors.append(error)
+        self.images.update(images)
+
+
+def stem_of(name: str) -> str:
+    """An image's or mask's name without its suffix."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + (file.rpartition(".")[0] or file)
+
+
+def find_masks(folder: Path, refusals: Refusals) -> tuple[dict[str, Path], bool]:
+    """Every image file of a mask folder by its name in it, and whether none had to be left out.
+
+    Where masks were left out, an image without a mask is not unlabelled: its mask may be the one.
+    """
+    left_out: list[LabelError] = []
+    masks = find_images(folder, left_out)
+    for here, folders, _ in os.walk(folder):
+        left_out += [
+            LabelError(
+                f"{Path(here, name)}: a link to a folder, expected the folder itself, because links"
+                " are not followed; copy the masks there"
+            )
+            for name in folders
+            if Path(here, name).is_symlink()
+        ]
+    for error in left_out:
+        refusals.add(error)
+    return masks, not left_out
+
+
+def match_masks(
+    images: Iterable[str],
+    masks: Mapping[str, Path],
+    refusals: Refusals,
+    *,
+    suffix_first: bool = False,
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Finds the image of every mask: the same folder and name but for the suffix and ``_mask``.
+
+    Args:
+        images: names of images.
+        masks: files by name, where the folder agrees with the image's.
+        refusals: where two masks for one image, or two images for one mask are noted.
+        suffix_first: which image comes first for a mask ``x_mask.png``, if there is one called
+            ``x`` and one called ``x_mask``.
+
+    Returns:
+        Mask files by image, and those without an image by name.
+    """
+    images_by_stem: dict[str, list[str]] = {}
+    for image in images:
+        images_by_stem.setdefault(stem_of(image), []).append(image)
+    mask_by_image: dict[str, Path] = {}
+    without_image: dict[str, Path] = {}
+    for mask, path in masks.items():
+        stems = [stem_of(mask), stem_of(mask).removesuffix(MASK_SUFFIX)]
+        if suffix_first:
+            stems.reverse()
+        found = next((images_by_stem[stem] for stem in stems if stem in images_by_stem), None)
+        if found is None:
+            without_image[mask] = path
+            continue
+        if len(found) > 1:
+            error = LabelError(
+                f"{path}: the images {shown(found[0])} and {shown(found[1])} differ in their"
+                " suffix only, expected one image per mask; rename or remove one"
+            )
+            refusals.add(error, found)
+            continue
+        (image,) = found
+        other = mask_by_image.setdefault(image, path)
+        if other != path:
+            error = LabelError(
+                f"{path}: {shown(other.name)} is a mask of the image {shown(image)} too, expected"
+                " one; remove the wrong one"
+            )
+            refusals.add(error, [image])
+    return mask_by_image, without_image
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results in order; pays because files, zlib, numpy and OpenCV let other threads run."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield from pool.map(function, items)
+
+
+def attempted(read: Callable[[], Result], where: str) -> Result | LabelError:
+    """A result, or the error, to be raised later in the order of the images."""
+    try:
+        return read()
+    except LabelError as error:
+        return error
+    except MemoryError:
+        return LabelError(
+            f"{where}: not enough memory to read the mask, expected a smaller one; cut image and"
+            " mask into tiles"
+        )
+
+
+def known_size(
+    options: ReadOptions, image_paths: Mapping[str, Path], image: str
+) -> tuple[int, int] | None:
+    """An image's size, if it is told or the image is there.
+
+    A damaged image does not spoil its labels: the audit reports it.
+    """
+    if image in options.sizes_wh:
+        return options.sizes_wh[image]
+    try:
+        return read_size_wh(image_paths[image]) if image in image_paths else None
+    except DecodeError:
+        return None
+
+
+# Lists beside the masks --------------------------------------------------------------------------
+
+
+def write_class_names(folder: Path, classes: Iterable[LabelClass]) -> None:
+    """Writes ``classes.txt``; a name that would read back as another id is replaced by the id."""
+    lines = []
+    for label_class in classes:
+        name = label_class.name
+        try:
+            same = name.isprintable() and class_id_of(name) == label_class.id
+        except LabelError:
+            same = False
+        lines.append(name if same else label_class.id)
+    write_lines(folder / CLASS_LIST, lines)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes one file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}), expected a folder with room for the"
+            " masks; check permissions and free space"
+        ) from error
+
+
+def make_folders(folders: Iterable[Path]) -> None:
+    """Makes folders and what they lie in.
+
+    Raises:
+        InputError: one cannot be made.
+    """
+    for folder in sorted(set(folders)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made ({error.strerror}), expected a folder that can be"
+                " written; check permissions and free space"
+            ) from error
+
+
+def _listed_images(root: Path) -> tuple[str, ...] | None:
+    path = root / IMAGE_LIST
+    if not path.exists():
+        return None
+    image_by_stem: dict[str, str] = {}
+    listed = read_lines(path)
+    for image in listed:
+        where = f"{path}, image {shown(image)}"
+        check_image_name(image, where)
+        other = image_by_stem.get(stem_of(image))
+        if other is not None:
+            raise LabelError(
+                f"{where}: {'the same line' if other == image else shown(other)} stands above, with"
+                " the same mask, expected names that differ in more than their suffix; rename or"
+                " remove one"
+            )
+        image_by_stem[stem_of(image)] = image
+    return tuple(listed)
+
+
+# Layout of the folder ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where things lie.
+
+    Attributes:
+        root: the folder that was given.
+        masks, images: folders; there may be no images.
+        listed: lines of ``images.txt``, where there is one.
+        names: of the classes, in order, where they are told.
+        names_from: where they are told, for messages.
+    """
+
+    root: Path
+    masks: Path
+    images: Path | None
+    listed: tuple[str, ...] | None
+    names: tuple[str, ...] | None
+    names_from: str
+
+
+def _layout(root: Path, options: ReadOptions) -> _Layout:
+    if not root.is_dir():
+        raise InputError(
+            f"{root} is no folder, expected one that holds masks as {', '.join(MASK_FOLDERS)};"
+            " check the path"
+        )
+    masks = [folder for folder in _folders_called(root, MASK_FOLDERS) if _first_masks(folder)]
+    if len(masks) != 1:
+        found = " and ".join(folder.name for folder in masks) or "none"
+        raise LabelError(
+            f"{root}: expected one folder with masks, called {', '.join(MASK_FOLDERS)}, found"
+            f" {found}; rename or move folders until there is one"
+        )
+    images = [options.images] if options.images else _folders_called(root, IMAGE_FOLDERS)
+    if len(images) > 1:
+        raise LabelError(
+            f"{root}: both {images[0].name} and {images[1].name} are there, expected one folder of"
+            " images; name it with --images"
+        )
+    names: tuple[str, ...] | None = options.class_names or None
+    class_list = root / CLASS_LIST
+    if names is None and class_list.exists():
+        names = tuple(read_lines(class_list))
+    return _Layout(
+        root=root,
+        masks=masks[0],
+        images=next(iter(images), None),
+        listed=_listed_images(root),
+        names=names,
+        names_from="the class names" if options.class_names else str(class_list),
+    )
+
+
+def _folders_called(root: Path, names: Sequence[str]) -> list[Path]:
+    known = {name.casefold() for name in names}
+    found = sorted(p.name for p in root.iterdir() if p.name.casefold() in known and p.is_dir())
+    return [inside(root, name, str(root)) for name in found]
+
+
+def _first_masks(folder: Path, count: int = 1) -> list[Path]:
+    """The first mask files, in order of the names; cheap even in a large folder."""
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        names = (n for n in sorted(files) if Path(n).suffix.lower() in IMAGE_SUFFIXES)
+        found += [Path(here, n) for n in names if not n.startswith(".")][: count - len(found)]
+        if len(found) >= count:
+            break
+    return found
+
+
+def _class_folders(layout: _Layout) -> list[str] | None:
+    """The class folders of binary masks in natural order; ``None`` where there are none.
+
+    Subfolders may also mirror the image folder, or be the parts of a split.
+    """
+    entries = [p for p in layout.masks.iterdir() if not p.name.startswith(".")]
+    folders = [p.name for p in entries if p.is_dir()]
+    folders.sort(key=lambda name: (int(name) if name.isdecimal() else 1 << 62, name))
+    if not folders or any(p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir() for p in entries):
+        return None
+    if layout.listed is not None:
+        # All of them: with class folders, one image c/x.jpg may look mirrored by type c on x.jpg.
+        mirrored = all(
+            any((layout.masks / f"{stem_of(image)}{end}.png").is_file() for end in ("", "_mask"))
+            for image in layout.listed
+        )
+    elif layout.names and {*map(_folder_id, folders)} <= {*map(_folder_id, layout.names)}:
+        mirrored = False
+    else:
+        mirrored = all(
+            name.casefold() in SPLIT_FOLDERS or (layout.images and (layout.images / name).is_dir())
+            for name in folders
+        )
+    return None if mirrored else folders
+
+
+def _folder_id(name: str) -> str:
+    try:
+        return class_id_of(name)
+    except LabelError:
+        return name
+
+
+def _classes(
+    form: MaskForm, layout: _Layout, folders: list[str] | None
+) -> tuple[LabelClass, ...] | None:
+    """All types in order; ``None`` where only the numbers in the masks will tell."""
+    names = layout.names
+    if form is MaskForm.BINARY:
+        if names is None:
+            return classes_of(folders or [LONE_CLASS], str(layout.masks))
+        if folders is None and len(names) > 1:
+            raise LabelError(
+                f"{layout.masks}: {layout.names_from} names {len(names)} types for masks without"
+                " class folders, expected one; move the masks into one folder per type"
+            )
+    elif names and names[0].strip().casefold() in _BACKGROUND_NAMES:
+        raise LabelError(
+            f"{layout.names_from} begins with {shown(names[0])}, expected the type of pixel value"
+            " 1, because 0 is always the background; remove the line"
+        )
+    return None if names is None else classes_of(names, layout.names_from)
+
+
+def _class_of_folder(
+    layout: _Layout, folders: list[str] | None, classes: tuple[LabelClass, ...]
+) -> dict[str, str]:
+    """Class id by mask folder; ``""`` is the one of masks without class folders."""
+    if folders is None:
+        return {"": classes[0].id} if classes else {}
+    ids = {label_class.id for label_class in classes}
+    class_of = {folder: _folder_id(folder) for folder in folders}
+    for folder, class_id in class_of.items():
+        if class_id not in ids:
+            raise LabelError(
+                f"{layout.masks / folder}: a type that {layout.names_from} does not name, expected"
+                f" one of {shown(', '.join(sorted(ids)))}; add the name or remove the folder"
+            )
+    classes_of(folders, str(layout.masks))  # two folders for one type
+    return class_of
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def _read(
+    form: MaskForm, root: Path, options: ReadOptions, errors: list[LabelError] | None
+) -> LabelSet:
+    layout = _layout(root, options)
+    folders = _class_folders(layout) if form is MaskForm.BINARY else None
+    classes = _classes(form, layout, folders)
+    refusals = Refusals(errors)
+    notes: list[str] = []
+    image_paths = find_images(layout.images, errors) if layout.images else {}
+    masks, complete = find_masks(layout.masks, refusals)
+    masks_of = _masks_by_image(layout, folders, image_paths, masks, refusals, notes)
+    if not complete:
+        refusals.images.update(image for image in image_paths if image not in masks_of)
+
+    decoded = _decode_all(form, classes, options, image_paths, masks_of, refusals)
+    if classes is None:
+        highest = max((max(m[""].rle_by_value, default=0) for m in decoded.values()), default=0)
+        classes = classes_of(map(str, range(1, highest + 1)))
+        notes.append(f"types are numbered, because there is no {root / CLASS_LIST}")
+    rgb_count = sum(mask.was_rgb for found in decoded.values() for mask in found.values())
+    if rgb_count:
+        notes.append(f"{rgb_count} masks hold their numbers three times, as grey RGB")
+    class_of = _class_of_folder(layout, folders, classes) if form is MaskForm.BINARY else {}
+    frames = {
+        image: _frame_labels(image, found, classes, class_of) for image, found in decoded.items()
+    }
+    if options.unlisted_are_clean:
+        unlisted = [i for i in image_paths if i not in frames and i not in refusals.images]
+        sizes = in_threads(partial(known_size, options, image_paths), unlisted)
+        for image, size_wh in zip(unlisted, sizes, strict=True):
+            frames[image] = FrameLabels(image, {}, size_wh, split=split_of(image))
+    return LabelSet(
+        format=form.value,
+        source=root,
+        classes=classes,
+        frames=frames if layout.listed is not None else dict(sorted(frames.items())),
+        image_paths=image_paths,
+        refused=frozenset(refusals.images),
+        notes=tuple(notes),
+    )
+
+
+def _masks_by_image(
+    layout: _Layout,
+    folders: list[str] | None,
+    image_paths: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    refusals: Refusals,
+    notes: list[str],
+) -> dict[str, dict[str, Path]]:
+    """Mask files by image and class folder, in the order of ``images.txt`` where it stands."""
+    listed = layout.listed or ()
+    masks_of: dict[str, dict[str, Path]] = {image: {} for image in listed}
+    by_folder: dict[str, dict[str, Path]] = {folder: {} for folder in folders or [""]}
+    for name, path in masks.items():
+        folder, _, rest = name.partition("/") if folders else ("", "", name)
+        by_folder[folder][rest] = path
+
+    def match(images: Iterable[str]) -> None:
+        """Moves masks from ``by_folder`` to ``masks_of``."""
+        for folder, own in by_folder.items():
+            found, by_folder[folder] = match_masks(images, own, refusals)
+            for image, path in found.items():
+                masks_of.setdefault(image, {})[folder] = path
+
+    match(dict.fromkeys((*listed, *image_paths)))
+    if layout.listed is not None:
+        _check_list(layout, masks_of, refusals)
+        for own in by_folder.values():
+            for path in own.values():
+                refusals.add(_not_listed(layout, path))
+    elif any(by_folder.values()):
+        orphans = sorted({name for own in by_folder.values() for name in own})
+        if image_paths and not masks_of:
+            raise LabelError(
+                f"{layout.masks}: no mask such as {shown(orphans[0])} has the name of an image such"
+                f" as {shown(next(iter(image_paths)))} in {layout.images}, expected the same folder"
+                " and name but for the suffix; move or rename the masks"
+            )
+        images = _names_without_image(orphans, image_paths)
+        match(images)
+        notes.append(
+            f"{len(images)} masks without an image; their images are assumed to be called like"
+            f" {images[0]}"
+        )
+    return masks_of
+
+
+def _names_without_image(masks: Sequence[str], image_paths: Iterable[str]) -> list[str]:
+    """What the images of masks are called: with the suffix that all others have, else .png."""
+    stems = sorted({stem_of(name) for name in masks})
+    if all(stem.endswith(MASK_SUFFIX) for stem in stems):
+        stems = [stem.removesuffix(MASK_SUFFIX) for stem in stems]
+    suffixes = {Path(image).suffix for image in image_paths}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ".png"
+    return [stem + suffix for stem in stems]
+
+
+def _check_list(
+    layout: _Layout, masks_of: Mapping[str, Mapping[str, Path]], refusals: Refusals
+) -> None:
+    listed = set(layout.listed or ())
+    for image, found in masks_of.items():
+        if image not in listed:
+            refusals.add(_not_listed(layout, next(iter(found.values()))), [image])
+        elif not found and image not in refusals.images:
+            error = LabelError(
+                f"{layout.root / IMAGE_LIST}: the image {shown(image)} has no mask in"
+                f" {layout.masks}, expected one for each line; write a mask (of zeros if the steel"
+                " is good) or remove the line"
+            )
+            refusals.add(error, [image])
+
+
+def _not_listed(layout: _Layout, path: Path) -> LabelError:
+    return LabelError(
+        f"{path}: {layout.root / IMAGE_LIST} names no image for this mask, expected a line for each"
+        " mask; add the image's name, or remove the mask"
+    )
+
+
+def _decode_all(
+    form: MaskForm,
+    classes: tuple[LabelClass, ...] | None,
+    options: ReadOptions,
+    image_paths: Mapping[str, Path],
+    masks_of: Mapping[str, Mapping[str, Path]],
+    refusals: Refusals,
+) -> dict[str, dict[str, DecodedMask]]:
+    """Masks by image and class folder, without refused images."""
+    class_count = None if classes is None else len(classes)
+
+    def decode(image: str) -> dict[str, DecodedMask] | LabelError:
+        size_wh = known_size(options, image_paths, image)
+        decoded = {}
+        for folder, path in masks_of[image].items():
+            where = f"{path}, image {shown(image)}"
+            mask = attempted(partial(_read_mask, form, path, size_wh, class_count, where), where)
+            if isinstance(mask, LabelError):
+                return mask
+            decoded[folder] = mask
+            size_wh = mask.size_wh
+        return decoded
+
+    jobs = [image for image in masks_of if image not in refusals.images]
+    result: dict[str, dict[str, DecodedMask]] = {}
+    palette = _Palette()
+    for image, decoded in zip(jobs, in_threads(decode, jobs), strict=True):
+        try:
+            if isinstance(decoded, LabelError):
+                raise decoded
+            if form is not MaskForm.BINARY:
+                palette.check(masks_of[image][""], image, decoded[""])
+            result[image] = decoded
+        except LabelError as error:
+            refusals.add(error, [image])
+    return result
+
+
+def _read_mask(
+    form: MaskForm,
+    path: Path,
+    size_wh: tuple[int, int] | None,
+    class_count: int | None,
+    where: str,
+) -> DecodedMask:
+    if form is not MaskForm.BINARY:
+        return _read_number_mask(path, size_wh, class_count, where)
+    decoded = read_binary_mask(path, size_wh, where=where)
+    if class_count == 0 and decoded.rle_by_value:
+        raise LabelError(
+            f"{where}: a defect, but {CLASS_LIST} names no type, expected zeros; add the type's"
+            " name"
+        )
+    return decoded
+
+
+class _Palette:
+    """Sees to it that a number has the same colour in all masks.
+
+    Image optimisers sort palettes anew: the picture stays the same, the numbers do not.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[Rgb, Path]] = {}
+
+    def check(self, path: Path, image: str, mask: DecodedMask) -> None:
+        for value, colour in mask.colour_by_value.items():
+            first_colour, first_path = self._first.setdefault(value, (colour, path))
+            if colour != first_colour:
+                raise LabelError(
+                    f"{path}, image {shown(image)}: pixel value {value} has the colour {colour} in"
+                    f" the palette, expected {first_colour} as in {first_path}; an image optimiser"
+                    " may have sorted the palette anew: export the masks again"
+                )
+
+
+def _frame_labels(
+    image: str,
+    masks: Mapping[str, DecodedMask],
+    classes: tuple[LabelClass, ...],
+    class_of_folder: Mapping[str, str],
+) -> FrameLabels:
+    rles: dict[str, str] = {}
+    for folder, mask in masks.items():
+        for value, rle in mask.rle_by_value.items():
+            rles[class_of_folder.get(folder) or classes[value - 1].id] = rle
+    in_order = {c.id: rles[c.id] for c in classes if c.id in rles}
+    (size_wh, *_) = (mask.size_wh for mask in masks.values())
+    return FrameLabels(image, in_order, size_wh, split=split_of(image))
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def frames_to_write(label_set: LabelSet) -> list[FrameLabels]:
+    """The frames, all of which masks can hold: with masks or clean, of known size.
+
+    Raises:
+        InputError: a frame whose place of defects is not known, or without a size.
+        LabelError: a name that cannot be a file's here.
+    """
+    class_ids = set(label_set.class_ids)
+    for frame in label_set.frames.values():
+        where = f"{label_set.source}, image {shown(frame.image)}"
+        check_image_name(frame.image, where)
+        if any(part.startswith(".") for part in frame.image.split("/")) or (
+            frame.image != frame.image.strip()
+        ):
+            raise LabelError(
+                f"{where}: a dot or blank in front or a blank at the end, which would not be found"
+                " again, expected a plain file name; rename the image"
+            )
+        if frame.types_without_mask or frame.disputed:
+            raise InputError(
+                f"{where}: a defect whose place is unknown, or a disputed label, expected masks or"
+                " good steel; leave the frame out"
+            )
+        if frame.size_wh is None:
+            raise InputError(
+                f"{where}: its size is not known, expected width and height; give the images with"
+                " --images or the size with --size"
+            )
+        unknown = frame.rle_by_class.keys() - class_ids
+        if unknown:
+            raise InputError(
+                f"{where}: the type {shown(min(unknown))}, expected one of"
+                f" {shown(', '.join(sorted(class_ids)))}; add it to the types"
+            )
+    return list(label_set.frames.values())
+
+
+def frame_masks(frame: FrameLabels, where: str) -> dict[str, NDArray[np.bool_]]:
+    """Masks by class id, rows x columns; empty ones are left out."""
+    size_wh = frame.size_wh
+    if size_wh is None:
+        raise InputError(f"{where}: expected a frame of known size; check it before")
+    return {
+        class_id: decode_rle(rle, size_wh, where=f"{where}, type {class_id!r}")
+        for class_id, rle in frame.rle_by_class.items()
+        if rle
+    }
+
+
+def _write(
+    form: MaskForm, label_set: LabelSet, root: Path, placement: Placement
+) -> Mapping[str, str]:
+    frames = frames_to_write(label_set)
+    class_ids = label_set.class_ids
+    if form is not MaskForm.BINARY:
+        _check_numbers(form, label_set)
+    image_of_stem: dict[str, str] = {}
+    for frame in frames:
+        other = image_of_stem.setdefault(stem_of(frame.image), frame.image)
+        if other != frame.image:
+            raise LabelError(
+                f"{label_set.source}: the images {shown(other)} and {shown(frame.image)} would"
+                " share a mask, expected names that differ in more than their suffix; rename one"
+            )
+
+    def write_frame(frame: FrameLabels) -> None:
+        where = f"{label_set.source}, image {shown(frame.image)}"
+        masks = frame_masks(frame, where)
+        width, height = frame.size_wh or (0, 0)
+        for folder, values_hw in (
+            _binary_layers(masks, class_ids, (height, width))
+            if form is MaskForm.BINARY
+            else [("", _numbers(masks, class_ids, (height, width)))]
+        ):
+            path = root / MASK_FOLDERS[0] / folder / f"{stem_of(frame.image)}.png"
+            write_file(path, _encode(form, values_hw))
+        if frame.image in label_set.image_paths:
+            target = root / IMAGE_FOLDERS[0] / frame.image
+            place_image(label_set.image_paths[frame.image], target, placement)
+
+    folders = {stem_of(frame.image).rpartition("/")[0] for frame in frames}
+    layers = class_ids if form is MaskForm.BINARY and class_ids else ("",)
+    make_folders(root / MASK_FOLDERS[0] / layer / folder for layer in layers for folder in folders)
+    for _ in in_threads(write_frame, frames):
+        pass
+    write_class_names(root, label_set.classes)
+    write_lines(root / IMAGE_LIST, [frame.image for frame in frames])
+    return {}
+
+
+def _check_numbers(form: MaskForm, label_set: LabelSet) -> None:
+    highest = 255 if form is MaskForm.PALETTE else 65535
+    if len(label_set.classes) > highest:
+        raise InputError(
+            f"{label_set.source}: {len(label_set.classes)} types, expected at most {highest} for"
+            f" {form.value}; write {MaskForm.BINARY.value}, or leave types out"
+        )
+    if label_set.classes and label_set.classes[0].name.strip().casefold() in _BACKGROUND_NAMES:
+        raise InputError(
+            f"{label_set.source}: the first type is called {shown(label_set.classes[0].name)},"
+            f" which {form.value} keeps for the pixel value 0; rename or remove it"
+        )
+
+
+def _numbers(
+    masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
+) -> MaskValues:
+    """One number per pixel; where types overlap, the later one in class order stays."""
+    dtype = np.uint8 if len(class_ids) < 256 else np.uint16
+    values_hw = np.zeros(shape_hw, dtype)
+    for number, class_id in enumerate(class_ids, start=1):
+        if class_id in masks:
+            np.maximum(values_hw, masks[class_id] * dtype(number), out=values_hw)
+    return values_hw
+
+
+def _binary_layers(
+    masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
+) -> list[tuple[str, MaskValues]]:
+    """Class folder and mask of every type that is present; for good steel one mask of zeros."""
+    if masks:
+        return [(class_id, mask_hw.view(np.uint8)) for class_id, mask_hw in masks.items()]
+    return [(next(iter(class_ids), ""), np.zeros(shape_hw, np.uint8))]
+
+
+_VOC_PALETTE = voc_palette(256)
+
+
+def _encode(form: MaskForm, values_hw: MaskValues) -> bytes:
+    if form is MaskForm.BINARY:
+        return encode_png(values_hw, 1)
+    if form is MaskForm.PALETTE:
+        return encode_png(values_hw, 8, _VOC_PALETTE)
+    return encode_png(values_hw, 8 * values_hw.itemsize)
+
+
+# Recognising -------------------------------------------------------------------------------------
+
+
+def _recognise(form: MaskForm, path: Path) -> str | None:
+    try:
+        found, reason = _probe(path)
+    except (SteelsightError, OSError, ValueError):
+        return None
+    return reason if found is form else None
+
+
+def _probe(root: Path) -> tuple[MaskForm | None, str]:
+    """The form that the first masks have, and why."""
+    if (root / "ground_truth").is_dir() or (root / "train" / "good").is_dir():
+        return None, "MVTec's layout"
+    layout = _layout(root, ReadOptions())
+    folder = layout.masks.name
+    class_folders = _class_folders(layout)
+    if class_folders:
+        return MaskForm.BINARY, f"{folder}/ has class folders such as {shown(class_folders[0])}"
+    values: set[int] = set()
+    for mask in _first_masks(layout.masks, _PROBED_MASKS):
+        with mask.open("rb") as file:
+            start = file.read(26)
+        depth, colour = (start[24], start[25]) if start.startswith(_PNG_SIGNATURE) else (0, 0)
+        if colour == _PNG_PALETTE:
+            return MaskForm.PALETTE, f"{folder}/ holds PNG files with a palette"
+        if (colour, depth) == (_PNG_GREY, 1):
+            return MaskForm.BINARY, f"{folder}/ holds 1-bit PNG files"
+        try:
+            png = _read_png(mask, None, "", _PROBED_PX)
+        except LabelError:  # to be said when it is read
+            continue
+        values.update(np.unique(png.values_hw).tolist())
+    if VOID in values and values <= {0, VOID}:
+        return MaskForm.BINARY, f"{folder}/ holds grey PNG files with 0 and 255 only"
+    return MaskForm.INDEX, f"{folder}/ holds one grey PNG file per image"
+
+
+def _label_format(form: MaskForm, title: str) -> LabelFormat:
+    return LabelFormat(
+        form.value, title, partial(_recognise, form), partial(_read, form), partial(_write, form)
+    )
+
+
+MASK_INDEX = _label_format(
+    MaskForm.INDEX, "one grey PNG per image, pixel value n = n-th type, 0 = good steel"
+)
+MASK_PALETTE = _label_format(
+    MaskForm.PALETTE, "one palette PNG per image with the same numbers, as Pascal VOC"
+)
+MASK_BINARY = _label_format(
+    MaskForm.BINARY, "masks/<type>/<image>.png with 0 and 255: also overlapping types"
+)

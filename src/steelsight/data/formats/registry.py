@@ -1,0 +1,150 @@
+"""All label formats in plain sight, and which of them a folder is in."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from steelsight.data.formats.coco import COCO, COCO_POLYGONS
+from steelsight.data.formats.cvat import CVAT
+from steelsight.data.formats.label_studio import LABEL_STUDIO
+from steelsight.data.formats.mask_folder import MASK_BINARY, MASK_INDEX, MASK_PALETTE
+from steelsight.data.formats.mvtec import MVTEC
+from steelsight.data.formats.severstal import SEVERSTAL, SUBMISSION
+from steelsight.data.formats.yolo import YOLO
+from steelsight.data.frame_list import FRAME_LIST, apply_frame_list, is_frame_list
+from steelsight.data.labels import (
+    FrameLabels,
+    LabelFormat,
+    LabelSet,
+    ReadOptions,
+    find_images,
+    frame_size,
+    split_of,
+)
+from steelsight.errors import InputError, LabelError
+
+
+def _recognise_images(path: Path) -> str | None:
+    """Only asked for where no other format fits."""
+    return "images, and no labels that we know" if path.is_dir() and find_images(path, []) else None
+
+
+def _read_images(
+    path: Path, options: ReadOptions, errors: list[LabelError] | None = None
+) -> LabelSet:
+    paths = find_images(options.images or path, errors)
+    frames = {}
+    if options.unlisted_are_clean:
+        frames = {
+            image: FrameLabels(
+                image, {}, frame_size(image, paths, options, str(path)), split=split_of(image)
+            )
+            for image in paths
+        }
+    return LabelSet("images", path, (), frames, paths)
+
+
+IMAGES = LabelFormat(
+    "images", "A folder of images without labels", _recognise_images, _read_images, None
+)
+
+FORMATS: dict[str, LabelFormat] = {
+    label_format.name: label_format
+    for label_format in (
+        SEVERSTAL,
+        SUBMISSION,
+        COCO,
+        COCO_POLYGONS,
+        YOLO,
+        MASK_INDEX,
+        MASK_PALETTE,
+        MASK_BINARY,
+        MVTEC,
+        LABEL_STUDIO,
+        CVAT,
+        IMAGES,
+    )
+}
+
+
+def format_named(name: str) -> LabelFormat:
+    """The format of a name on the command line.
+
+    Raises:
+        InputError: no such format; the text lists them.
+    """
+    if name not in FORMATS:
+        raise InputError(f"expected a format out of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]
+
+
+def recognise(path: Path) -> LabelFormat:
+    """The format of a file or folder.
+
+    Raises:
+        InputError: nothing there, no format fits, or several do; the text says which and why.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist, expected a data set's folder or label file")
+    claims = {
+        name: reason
+        for name, label_format in FORMATS.items()
+        if label_format is not IMAGES and (reason := label_format.recognise(path))
+    }
+    if not claims and (reason := IMAGES.recognise(path)):
+        return IMAGES
+    if not claims:
+        raise InputError(
+            f"{path}: no label format recognised, expected one of {', '.join(FORMATS)}; see"
+            " docs/data.md for what each looks like, or name it with --format"
+        )
+    if len(claims) > 1:
+        found = "; ".join(f"{name} ({reason})" for name, reason in claims.items())
+        raise InputError(f"{path}: several formats fit: {found}; name one with --format")
+    return FORMATS[next(iter(claims))]
+
+
+def load(
+    path: Path,
+    *,
+    label_format: str | None = None,
+    options: ReadOptions | None = None,
+    frame_list: Path | None = None,
+    errors: list[LabelError] | None = None,
+) -> LabelSet:
+    """Reads a data set's labels, whatever their format.
+
+    Args:
+        path: folder or label file.
+        label_format: name of the format; recognised if left out.
+        options: what the reader may need to be told.
+        frame_list: a table of frames; ``images.csv`` beside the labels if left out and there.
+        errors: a list to go on past broken labels; their images are refused.
+
+    Raises:
+        LabelError: a broken label.
+        InputError: the format is not known, or files are missing.
+    """
+    options = options or ReadOptions()
+    known = format_named(label_format) if label_format else recognise(path)
+    label_set = known.read(path, options, errors)
+    if frame_list is None:
+        beside = (path if path.is_dir() else path.parent) / FRAME_LIST
+        # Beside a label file that was named, a table may belong to another one.
+        frame_list = beside if path.is_dir() and is_frame_list(beside) else None
+    if frame_list is None:
+        return label_set
+    label_set = apply_frame_list(label_set, frame_list, errors)
+    return replace(label_set, frames=_with_sizes(label_set, options))
+
+
+def _with_sizes(label_set: LabelSet, options: ReadOptions) -> dict[str, FrameLabels]:
+    """Frames that only the table named have a size if it is told, or if their image is there."""
+    frames = dict(label_set.frames)
+    for image, frame in frames.items():
+        if frame.size_wh is None:
+            # A damaged image is the audit's business, not that of its labels.
+            with suppress(LabelError):
+                size_wh = frame_size(image, label_set.image_paths, options, FRAME_LIST)
+                frames[image] = replace(frame, size_wh=size_wh)
+    return frames
