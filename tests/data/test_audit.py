@@ -192,12 +192,13 @@ def test_every_frame_is_counted_once_by_label_and_once_by_file(data):
 def test_labels_alone_are_no_error_but_said(data):
     data.add("a.png", None, {"1": disc(40, 30, 9)}, size_wh=(WIDTH, HEIGHT))
     data.add("b.png", None, {"1": disc(40, 30, 9)})
+    data.add("c.png", None, {"1": "1 9"}, size_wh=(16_000, 16_000))  # more than is taken
     found = audit(data.catalog(), NO_COPIES)
     of = by_code(found)
     assert of.keys() == {Code.MISSING_IMAGE}
     assert of[Code.MISSING_IMAGE].severity is Severity.WARNING
-    assert "None of the 2 labelled images" in of[Code.MISSING_IMAGE].sentence
-    assert any("tell their size" in line for line in found.not_checked)
+    assert "None of the 3 labelled images" in of[Code.MISSING_IMAGE].sentence
+    assert any("Masks of 2 frames: neither" in line for line in found.not_checked)
 
 
 def test_findings_come_by_severity_and_say_what_to_do(data):

@@ -431,7 +431,8 @@ def _print_conversion(done: "Conversion", json: bool) -> None:
         f" {done.target_format} in {done.folder}."
     )
     for reason, images in done.left_out.items():
-        console.print(f"Left out, {reason}: {len(images)} images ({', '.join(images[:3])}, ...).")
+        first = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+        console.print(f"Left out, {reason}: {len(images)} images ({first}).")
     for loss in done.losses[:SHOWN_LOSSES]:
         console.print(f"Changed: {loss.sentence}.")
     if len(done.losses) > SHOWN_LOSSES:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from steelsight.data.catalog import DARK_BELOW, Catalog, FrameRecord, in_order
 from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn, turned
-from steelsight.data.labels import FrameLabels, shown
+from steelsight.data.labels import FrameLabels, shown, split_of
 from steelsight.errors import DecodeError, InputError, LabelError
 from steelsight.imaging import DecodePolicy, read_file
 from steelsight.masks import decode_rle
@@ -485,7 +485,8 @@ def audit(
             decoded once more, to compare masks with pixels.
         duplicates: copies among them.
         label_errors: what the reader refused, collected.
-        assignment: part of the split by image; ``None`` takes ``FrameLabels.split``.
+        assignment: part of the split by image; ``None`` takes ``FrameLabels.split``,
+            or the folders on the way to an image without a label.
         predictions: faulty probability by image, 0..1, from a model that did not learn from these
             frames; names as in the catalog, or file names where they are unique.
         speck_px: regions of fewer pixels are specks.
@@ -706,7 +707,12 @@ class _Auditor:
 
     def _parts_of(self, assignment: Mapping[str, str] | None) -> dict[str, str]:
         if assignment is None:
-            return {i: labels.split for i, labels in self._labels.items() if labels.split}
+            # Folders tell the part of an image without a label, too.
+            told = {
+                image: self._labels[image].split if image in self._labels else split_of(image)
+                for image in self._records
+            }
+            return {image: part for image, part in told.items() if part}
         parts = {image: assignment[image] for image in self._records if image in assignment}
         if assignment and self._records and not parts:
             raise InputError(
@@ -928,9 +934,10 @@ class _Auditor:
         return least
 
     def _mask_size(self, image: str) -> tuple[int, int] | None:
-        """Width and height that an image's masks must have, if anything tells them."""
-        labels = self._labels.get(image)
-        return self._records[image].size_wh or (labels.size_wh if labels else None)
+        """Width and height of an image's masks; ``None`` if not known, or not the image's."""
+        labels = self._labels[image]
+        size_wh = self._records[image].size_wh or labels.size_wh
+        return size_wh if labels.size_wh in (None, size_wh) else None
 
     def leaks(self) -> None:
         """Copies across the parts of the split, and types that a part lacks."""
@@ -1034,7 +1041,7 @@ class _Auditor:
     def _misfits(self, facts: Sequence["_FrameFacts"]) -> None:
         if unsized := sum(f.unsized for f in facts):
             self._not_checked.append(
-                f"Masks of {_frames(unsized)}: neither an image nor the labels tell their size."
+                f"Masks of {_frames(unsized)}: neither an image nor the labels tell a usable size."
             )
         if changed := sum(f.changed for f in facts):
             self._not_checked.append(
@@ -1306,16 +1313,19 @@ def _measured(record: FrameRecord, speck_px: int, policy: DecodePolicy) -> _Fram
     if labels.clean:
         facts.shadow = None if grey_hw is None else _deepest_shadow(grey_hw)
         return facts
-    masks = _fitting_masks(record, labels, facts)
+    masks = _fitting_masks(record, labels, facts, policy.max_pixels)
     if masks:
         _measure_masks(masks, grey_hw, facts, speck_px)
     return facts
 
 
-def _fitting_masks(record: FrameRecord, labels: FrameLabels, facts: _FrameFacts) -> dict[str, Mask]:
+def _fitting_masks(
+    record: FrameRecord, labels: FrameLabels, facts: _FrameFacts, max_pixels: int
+) -> dict[str, Mask]:
     """The masks, unless they cannot belong to the image; then the facts say why."""
     size_wh = record.size_wh or labels.size_wh
-    if size_wh is None:
+    # A label file may claim any size for an image that is not there.
+    if size_wh is None or size_wh[0] * size_wh[1] > max_pixels:
         facts.unsized = True
         return {}
     if labels.size_wh is not None and labels.size_wh != size_wh:

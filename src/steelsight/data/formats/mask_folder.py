@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
+from functools import partial, reduce
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -1149,11 +1149,12 @@ def _numbers(
 ) -> MaskValues:
     """One number per pixel; where types overlap, the later one in class order stays."""
     dtype = np.uint8 if len(class_ids) < 256 else np.uint16
-    values_hw = np.zeros(shape_hw, dtype)
-    for number, class_id in enumerate(class_ids, start=1):
-        if class_id in masks:
-            np.maximum(values_hw, masks[class_id] * dtype(number), out=values_hw)
-    return values_hw
+    layers: list[NDArray[Any]] = [
+        masks[class_id] * dtype(number)
+        for number, class_id in enumerate(class_ids, start=1)
+        if class_id in masks
+    ]
+    return reduce(np.maximum, layers) if layers else np.zeros(shape_hw, dtype)
 
 
 def _binary_layers(

@@ -118,7 +118,7 @@ def load(
         path: folder or label file.
         label_format: name of the format; recognised if left out.
         options: what the reader may need to be told.
-        frame_list: a table of frames; ``images.csv`` beside the labels if left out and there.
+        frame_list: a table of frames, after ``images.csv`` in the folder if there is one.
         errors: a list to go on past broken labels; their images are refused.
 
     Raises:
@@ -128,14 +128,14 @@ def load(
     options = options or ReadOptions()
     known = format_named(label_format) if label_format else recognise(path)
     label_set = known.read(path, options, errors)
-    if frame_list is None:
-        beside = (path if path.is_dir() else path.parent) / FRAME_LIST
-        # Beside a label file that was named, a table may belong to another one.
-        frame_list = beside if path.is_dir() and is_frame_list(beside) else None
-    if frame_list is None:
-        return label_set
-    label_set = apply_frame_list(label_set, frame_list, errors)
-    return replace(label_set, frames=_with_sizes(label_set, options))
+    beside = path / FRAME_LIST
+    # Beside a label file that was named, a table may belong to another one.
+    tables = [beside] if path.is_dir() and is_frame_list(beside) else []
+    if frame_list is not None and frame_list not in tables:
+        tables.append(frame_list)
+    for table in tables:
+        label_set = apply_frame_list(label_set, table, errors)
+    return replace(label_set, frames=_with_sizes(label_set, options)) if tables else label_set
 
 
 def _with_sizes(label_set: LabelSet, options: ReadOptions) -> dict[str, FrameLabels]:

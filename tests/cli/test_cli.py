@@ -25,9 +25,6 @@ from steelsight.data.synthetic import CoilConfig, write_severstal
 # main() leaves it to cyclopts to read sys.argv, as the installed command does.
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 
-STEELSIGHT = str(Path(sysconfig.get_path("scripts")) / "steelsight")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="names with any bytes are Linux's")
-
 
 class Answer(NamedTuple):
     code: int
@@ -35,18 +32,8 @@ class Answer(NamedTuple):
     err: str
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """``call("inspect", path)``: the command in this process."""
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["steelsight", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Answer(ended.value.code, *capsys.readouterr())
-
-    return run
+STEELSIGHT = str(Path(sysconfig.get_path("scripts")) / "steelsight")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="names with any bytes are Linux's")
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
@@ -70,7 +57,18 @@ def commands() -> list[str]:
     return sorted(found)
 
 
-COMMANDS = ["data synth", "demo", "doctor", "export", "inspect", "model info"]
+COMMANDS = [
+    "data check",
+    "data convert",
+    "data explore",
+    "data split",
+    "data synth",
+    "demo",
+    "doctor",
+    "export",
+    "inspect",
+    "model info",
+]
 
 
 def results(path: Path) -> list[dict]:
