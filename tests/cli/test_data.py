@@ -154,7 +154,10 @@ def test_a_leak_is_exit_code_4_with_strict(call, leaky, tmp_path):
     answer = call("data", "check", leaky, "--out", tmp_path / "b", "--strict", "--json")
     assert answer.code == 4
     (leak,) = [f for f in json.loads(answer.out)["findings"] if f["code"] == "leak"]
-    assert leak["images"] == ["test/synthetic-000000.png", "train/synthetic-000000.png"]
+    assert leak["images"] == ["test/synthetic-000000.png"]
+    (case,) = leak["evidence"]
+    assert case["images"] == ["train/synthetic-000000.png", "test/synthetic-000000.png"]
+    assert case["turn"] == "flip-left-right"
 
 
 def test_damaged_missing_and_broken_are_exit_code_3(call, drawn, tmp_path):
