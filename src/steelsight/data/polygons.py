@@ -12,15 +12,14 @@ rows.
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from steelsight.errors import InputError, LabelError
-from steelsight.masks import MAX_MASK_PX, decode_rle, kaggle_from_coco
+from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle, kaggle_from_coco, rle_runs
 
 MAX_POINTS = 1_000_000
 """Of all polygons of one mask."""
@@ -130,66 +129,135 @@ def _label_error(where: str, problem: str) -> LabelError:
 
 
 def outlines(mask_hw: NDArray[np.bool_]) -> list[Points]:
+    """As :func:`outlines_of_rle`, of a mask of rows x columns."""
+    return outlines_of_rle(encode_rle(mask_hw), mask_hw.shape[::-1])
+
+
+def outlines_of_rle(rle: str, size_wh: tuple[int, int]) -> list[Points]:
     """Polygons along the pixels' edges, such that rasterising them gives exactly the mask.
 
     One polygon per connected region (8 neighbours, as regions are counted everywhere in this
-    package), in the order of OpenCV. Holes are cut in by a keyhole: from the upper left corner of
+    package), from left to right. Holes are cut in by a keyhole: from the upper left corner of
     the hole a slit of no width goes along the row to what lies left of it, the outer outline or
     another hole. It runs inside the region; under the even-odd rule it adds nothing because it is
     passed twice, and as holes run the other way round, the nonzero rule gives the same.
 
     Args:
-        mask_hw: bool, rows x columns.
+        rle: Kaggle RLE of the mask.
+        size_wh: width and height of the mask in pixels.
 
     Returns:
         Polygons ``(n, 2)`` of whole numbers, x and y in pixels, not closed by their first point.
+
+    Raises:
+        LabelError: see :func:`steelsight.masks.rle_runs`.
     """
-    left, top, width, height = cv2.boundingRect(mask_hw.view(np.uint8))
-    if not width:
+    starts, ends = rle_runs(rle, size_wh)
+    if not len(starts):
         return []
-    corners_xy, contour, is_hole = _edge_contours(mask_hw[top : top + height, left : left + width])
-    first = np.searchsorted(contour, np.arange(len(is_hole)))
-    nodes_xy, following = _cut_in(corners_xy, contour, first[is_hole])
-    nodes_xy += (left, top)
-    # Each step depends on the one before, so this walk cannot be one array operation.
-    next_node = following.tolist()
-    walks = []
-    for begin in first[~is_hole].tolist():
-        walk = [begin]
-        while (node := next_node[walk[-1]]) != begin:
-            walk.append(node)
-        walks.append(walk)
-    polygon = np.repeat(np.arange(len(walks)), [len(walk) for walk in walks])
-    points_xy = nodes_xy[list(chain.from_iterable(walks))]
-    # A slit may begin at a corner, which then is there twice.
-    kept = (points_xy[_following(polygon)] != points_xy).any(axis=1)
-    points_xy, polygon = points_xy[kept].astype(np.float64), polygon[kept]
-    bounds = np.searchsorted(polygon, np.arange(len(walks) + 1)).tolist()
+    sides = _sides(*_column_runs(starts, ends, size_wh[1]))
+    walks = _cycles(sides.following.tolist())
+    side = np.array(list(chain.from_iterable(walks)))
+    contour = np.repeat(np.arange(len(walks)), [2 * len(walk) for walk in walks])
+    corners_xy = np.stack((sides.begin_xy[side], sides.end_xy[side]), axis=1).reshape(-1, 2)
+    first = np.searchsorted(contour, np.arange(len(walks)))
+    # Outer outlines go down on their left; the area then is negative, and that of a hole positive.
+    x, y = corners_xy.T
+    is_hole = np.add.reduceat(x * (y[_following(contour)] - y), first) > 0
+    if is_hole.any():
+        corners_xy, following = _cut_in(corners_xy, contour, first[is_hole])
+        next_node = following.tolist()
+        walks = [_cycle(next_node, begin) for begin in first[~is_hole].tolist()]
+        contour = np.repeat(np.arange(len(walks)), [len(walk) for walk in walks])
+        corners_xy = corners_xy[list(chain.from_iterable(walks))]
+        # A slit may begin at a corner, which then is there twice.
+        kept = (corners_xy[_following(contour)] != corners_xy).any(axis=1)
+        corners_xy, contour = corners_xy[kept], contour[kept]
+    bounds = np.searchsorted(contour, np.arange(len(walks) + 1)).tolist()
+    points_xy = corners_xy.astype(np.float64)
     return [points_xy[begin:end] for begin, end in pairwise(bounds)]
 
 
-def _edge_contours(mask_hw: NDArray[np.bool_]) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Corners ``(n, 2)`` of all outlines, the outline of each, and which outlines are holes.
+class _Sides(NamedTuple):
+    """Upright sides of all outlines, each down where the mask lies right of it, else up.
 
-    OpenCV's contours run through pixel centres. With every pixel doubled, those of one side of an
-    edge are told from those of the other: rounded up to a whole pixel they all lie on the edge,
-    and the diagonal steps at corners shrink to nothing.
+    ``begin_xy`` and ``end_xy`` are ``(n, 2)``; ``following`` is the next side, which a level side
+    connects with this one's end.
     """
-    height, width = mask_hw.shape
-    doubled_hw = cv2.resize(
-        mask_hw.view(np.uint8), (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST
-    )
-    contours, hierarchy = cv2.findContours(doubled_hw, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    corners_xy = (np.concatenate(contours)[:, 0].astype(np.int64) + 1) // 2
-    contour = np.repeat(np.arange(len(contours)), [len(c) for c in contours])
-    kept = (corners_xy[_following(contour)] != corners_xy).any(axis=1)
-    corners_xy, contour = corners_xy[kept], contour[kept]
-    # Sides are upright or level; a corner between two of the same kind is none.
-    following = _following(contour)
-    upright = corners_xy[following, 0] == corners_xy[:, 0]
-    kept = np.empty_like(upright)
-    kept[following] = upright[following] != upright
-    return corners_xy[kept], contour[kept], hierarchy[0, :, 3] >= 0
+
+    begin_xy: Ints
+    end_xy: Ints
+    following: Ints
+
+
+def _column_runs(starts: Ints, ends: Ints, height: int) -> tuple[Ints, Ints, Ints]:
+    """Column, first and one past the last row of each run; runs over several columns are cut."""
+    first, last = starts // height, (ends - 1) // height
+    columns = last - first + 1
+    run = np.repeat(np.arange(len(starts)), columns)
+    x = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(columns) - columns, columns)
+    top = np.where(x == first[run], starts[run] - x * height, 0)
+    bottom = np.where(x == last[run], ends[run] - x * height, height)
+    return x, top, bottom
+
+
+def _sides(column: Ints, top: Ints, bottom: Ints) -> _Sides:
+    """Finds the outlines' corners, and which follow each other, from runs in columns.
+
+    Along the line between two columns, the change of (mask right - mask left) from pixel to pixel
+    is 0 but at corners, where it is 1 or -1; it is 2 or -2 where two pixels touch by their corners
+    only, and there are two. Sorted along a line, each two corners make an upright side, and sorted
+    along a row, each two make a level one.
+    """
+    x = np.concatenate((column, column, column + 1, column + 1))
+    y = np.concatenate((top, bottom, top, bottom))
+    change = np.repeat(np.array([1, -1, -1, 1]), len(column))
+    stride = int(y.max()) + 1
+    place = x * stride + y
+    order = np.argsort(place, kind="stable")
+    place, change = place[order], change[order]
+    first = np.flatnonzero(np.diff(place, prepend=-1))
+    place, change = place[first], np.add.reduceat(change, first)
+    twice = np.abs(change)  # 0 where a run goes on in the next column, or in its own
+    place, change, twice = (np.repeat(values, twice) for values in (place, change, twice))
+    x, y = place // stride, place % stride
+
+    # Where pixels touch by corners, the upper corner of the two goes with the level side that
+    # keeps them in one outline: to the right if the pixels are upper left and lower right.
+    is_lower = np.zeros(len(place), np.int64)
+    double = np.flatnonzero(twice == 2)
+    is_lower[double[1::2]] = 1
+    turn = np.where(change == 2, 1 - is_lower, is_lower) * (twice == 2)
+    level = np.lexsort((turn, x, y))
+    partner = np.empty_like(level)
+    partner[level[::2]], partner[level[1::2]] = level[1::2], level[::2]
+
+    down = np.cumsum(np.sign(change))[::2] > 0
+    upper = np.arange(0, len(place), 2)
+    begin, end = np.where(down, upper, upper + 1), np.where(down, upper + 1, upper)
+    corners_xy = np.stack((x, y), axis=1)
+    return _Sides(corners_xy[begin], corners_xy[end], partner[end] // 2)
+
+
+def _cycles(following: list[int]) -> list[list[int]]:
+    """All closed walks, each from its first element on."""
+    seen = bytearray(len(following))
+    walks = []
+    for begin in range(len(following)):
+        if not seen[begin]:
+            walk = _cycle(following, begin)
+            for element in walk:
+                seen[element] = 1
+            walks.append(walk)
+    return walks
+
+
+def _cycle(following: list[int], begin: int) -> list[int]:
+    """A closed walk. Each step depends on the one before, so it cannot be an array operation."""
+    walk = [begin]
+    while (element := following[walk[-1]]) != begin:
+        walk.append(element)
+    return walk
 
 
 def _following(contour: Ints) -> Ints:

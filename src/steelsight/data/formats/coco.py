@@ -45,13 +45,12 @@ from steelsight.data.labels import (
     shown,
     split_of,
 )
-from steelsight.data.polygons import Points, outlines, rasterise_rle
+from steelsight.data.polygons import Points, outlines_of_rle, rasterise_rle
 from steelsight.errors import DecodeError, InputError, LabelError
 from steelsight.imaging import read_size_wh
 from steelsight.masks import (
     MAX_MASK_PX,
     coco_from_kaggle,
-    decode_rle,
     kaggle_from_coco,
     union_rle,
 )
@@ -584,7 +583,7 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
 def write_polygons(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
     """Writes ``annotations.json`` with one polygon for each connected region (8 neighbours).
 
-    The polygons run along the pixels' edges (see :func:`steelsight.data.polygons.outlines`), so
+    The polygons run along the pixels' edges (:func:`steelsight.data.polygons.outlines_of_rle`), so
     pycocotools rasterises them to exactly the mask.
     """
     return _write(label_set, folder, placement, _polygon_parts)
@@ -613,7 +612,7 @@ def _rle_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
 
 def _polygon_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
     parts = []
-    for polygon_xy in outlines(decode_rle(rle, size_wh)):
+    for polygon_xy in outlines_of_rle(rle, size_wh):
         x, y = polygon_xy.astype(np.int64).T
         # The shoelace formula; holes run the other way round, so they count negative.
         doubled_px = x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]

@@ -21,6 +21,8 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,9 +49,8 @@ from steelsight.data.labels import (
     shown,
     split_of,
 )
-from steelsight.data.polygons import Points, outlines, rasterise_rle
+from steelsight.data.polygons import Points, outlines_of_rle, rasterise_rle
 from steelsight.errors import InputError, LabelError
-from steelsight.masks import decode_rle
 
 MAX_BYTES = 64 << 20
 """Of one text file of labels."""
@@ -604,7 +605,7 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
 
     A row for each connected region (8 neighbours), along the pixels' edges and with so many
     decimals that reading it gives exactly the mask again (see
-    :func:`steelsight.data.polygons.outlines`).
+    :func:`steelsight.data.polygons.outlines_of_rle`).
     """
     number_of = {class_id: index for index, class_id in enumerate(label_set.class_ids)}
     names = _new_names(label_set)
@@ -673,11 +674,20 @@ def _new_names(label_set: LabelSet) -> dict[str, str]:
 
 
 def _coordinates(rle: str, size_wh: tuple[int, int]) -> Iterator[str]:
+    shares_x, shares_y = _shares(*size_wh)
+    for polygon_xy in outlines_of_rle(rle, size_wh):
+        x, y = polygon_xy.astype(np.int64).T.tolist()
+        points = zip(map(shares_x.__getitem__, x), map(shares_y.__getitem__, y), strict=True)
+        yield " ".join(chain.from_iterable(points))
+
+
+@lru_cache(maxsize=8)
+def _shares(width: int, height: int) -> tuple[list[str], list[str]]:
+    """Text of every x and every y of pixels' corners; outlines have no others."""
     # A hundredth of a pixel: the rasteriser rounds to fifths.
-    decimals = max(6, len(str(max(size_wh))) + 2)
-    for polygon_xy in outlines(decode_rle(rle, size_wh)):
-        shares = (polygon_xy / size_wh).ravel().tolist()
-        yield " ".join([f"%.{decimals}f"] * len(shares)) % tuple(shares)
+    decimals = max(6, len(str(max(width, height))) + 2)
+    x, y = ([f"{i / side:.{decimals}f}" for i in range(side + 1)] for side in (width, height))
+    return x, y
 
 
 def _write_text(path: Path, text: str) -> None:
