@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from steelsight import cli
+from steelsight.data.formats.registry import FORMATS, load, recognise
 from steelsight.data.synthetic import CoilConfig, write_severstal
 from steelsight.decisions import load_decision
 from steelsight.defects import Reason
+from steelsight.masks import encode_rle
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
@@ -24,8 +28,10 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def drawn_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    write_severstal(CoilConfig(frames=2, seed=1), folder / "drawn")
-    (folder / "drawn" / "images").rename(folder / "frames")
+    write_severstal(CoilConfig(frames=2, seed=1), folder / "two")
+    (folder / "two" / "images").rename(folder / "frames")
+    small = CoilConfig(frames=12, seed=5, faulty_share=0.7, size_wh=(320, 128))
+    write_severstal(small, folder / "drawn")
     (folder / "frame.jpg").write_bytes((folder / "frames" / "synthetic-000000.jpg").read_bytes())
     return folder
 
@@ -62,7 +68,7 @@ def test_shell_examples(command: str, drawn_frames: Path, tmp_path: Path) -> Non
     # A quick run of the documented command, in a folder of its own beside the example frames.
     if words[1] == "demo":
         words += ["--frames", "2"]
-    for name in ("frames", "frame.jpg"):
+    for name in ("frames", "frame.jpg", *([] if "synth" in words else ["drawn"])):
         (tmp_path / name).symlink_to(drawn_frames / name)
     done = subprocess.run(
         [sys.executable, "-c", "from steelsight.cli import main; main()", *words[1:]],
@@ -72,6 +78,49 @@ def test_shell_examples(command: str, drawn_frames: Path, tmp_path: Path) -> Non
         timeout=120,
     )
     assert done.returncode == cli.DONE, done.stderr
+
+
+# ------------------------------------------------------------------------------- examples of labels
+
+EXAMPLES = re.findall(
+    r"```\w+ file=(\S+)\n(.*?)```", (ROOT / "docs" / "data.md").read_text("utf-8"), re.DOTALL
+)
+EXAMPLE_FORMATS = sorted({name.partition("/")[0] for name, _ in EXAMPLES})
+
+
+@pytest.mark.parametrize("name", EXAMPLE_FORMATS)
+def test_every_documented_label_file_says_the_same(name: str, tmp_path: Path) -> None:
+    """Each describes the scratch that is drawn on the page, and a clean frame."""
+    rows = re.findall("^[.#]{6}$", (ROOT / "docs" / "data.md").read_text("utf-8"), re.MULTILINE)
+    mask = np.array([[cell == "#" for cell in row] for row in rows])
+    folder = tmp_path / name
+    for path, text in EXAMPLES:
+        if path.startswith(f"{name}/"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text, encoding="utf-8")
+    if name == "yolo":
+        (folder / "labels" / "b.txt").write_text("")
+    (folder / "images").mkdir()
+    for image in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / "images" / image), np.zeros(mask.shape, np.uint8))
+    assert recognise(folder).name == {
+        "severstal-submission": "severstal",
+        "coco-polygons": "coco",
+    }.get(name, name)
+    label_set = load(folder)
+    assert dict(label_set.frames["a.png"].rle_by_class) == {"scratch": encode_rle(mask)}
+    assert label_set.frames["b.png"].clean
+    assert len(label_set.frames) == 2
+
+
+def test_every_format_is_documented() -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [name for name in FORMATS if f"`{name}`" not in text] == []
+    assert set(EXAMPLE_FORMATS) <= set(FORMATS)
+    # The others have no text file to show: pictures, or folders of pictures.
+    assert set(FORMATS) - set(EXAMPLE_FORMATS) == {
+        *("mask-index", "mask-palette", "mask-binary", "mvtec", "images"),
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

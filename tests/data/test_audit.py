@@ -9,21 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from steelsight.data import audit as module
-from steelsight.data.audit import (
-    CONFLICT_IOU,
-    Audit,
-    Code,
-    Finding,
-    Severity,
-    audit,
-    confident_suspects,
-    read_predictions,
-)
+from steelsight.data.audit import CONFLICT_IOU, audit
 from steelsight.data.catalog import Catalog, scan
 from steelsight.data.duplicates import (
     DuplicatePair,
@@ -33,6 +21,7 @@ from steelsight.data.duplicates import (
     find_duplicates,
     turned,
 )
+from steelsight.data.findings import RULES, Audit, Code, Finding, Severity
 from steelsight.data.labels import FrameLabels, LabelClass, LabelSet, find_images, split_of
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import encode_rle
@@ -217,7 +206,7 @@ def test_findings_come_by_severity_and_say_what_to_do(data):
         assert finding.sentence == f"{finding.told} {finding.advice}"
         assert finding.advice.endswith(".")
         assert "\n" not in finding.sentence
-    assert module._RULES.keys() == set(Code)
+    assert RULES.keys() == set(Code)
 
 
 def test_json_holds_everything_and_is_strict(data):
@@ -396,22 +385,6 @@ def test_near_copies_are_laid_upon_each_other_before_masks_are_compared(data):
     assert found[Code.NEAR_COPIES].evidence[0].text == "similarity 0.800, shifted by 2, 6 px"
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(np.bool_, (6, 9)),
-    hnp.arrays(np.bool_, (6, 9)),
-    st.tuples(st.integers(-4, 4), st.integers(-3, 3)),
-)
-def test_iou_of_shifted_masks_matches_a_naive_count(a, b, shift_xy):
-    both = either = 0
-    for y, x in product(range(6), range(9)):
-        from_y, from_x = y - shift_xy[1], x - shift_xy[0]
-        if 0 <= from_y < 6 and 0 <= from_x < 9:
-            both += bool(a[from_y, from_x] and b[y, x])
-            either += bool(a[from_y, from_x] or b[y, x])
-    assert module._best_iou(a, b, shift_xy, 0) == pytest.approx(both / either if either else 1)
-
-
 # Leaks -----------------------------------------------------------------------------------------
 
 
@@ -513,47 +486,6 @@ def test_masks_of_another_size_and_beyond_the_image(data):
     assert "ends past the 10240 pixels" in found[Code.MASK_OUTSIDE].evidence[0].text
 
 
-def naive_regions(where: np.ndarray) -> list[set[tuple[int, int]]]:
-    """Flood fill with 8 neighbours, pixel by pixel."""
-    left = set(zip(*np.nonzero(where), strict=True))
-    found = []
-    while left:
-        queue, region = [left.pop()], set()
-        while queue:
-            y, x = queue.pop()
-            region.add((y, x))
-            for near in product((y - 1, y, y + 1), (x - 1, x, x + 1)):
-                if near in left:
-                    left.remove(near)
-                    queue.append(near)
-        found.append(region)
-    return found
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 24))).filter(np.any),
-    st.integers(1, 20),
-)
-def test_specks_boxes_and_overlaps_match_naive_counts(where, speck_px):
-    grown = np.kron(where, np.ones((8, 8), np.bool_))  # so that regions can be boxes
-    facts = module._FrameFacts("a")
-    module._measure_masks({"1": grown, "2": grown[::-1].copy()}, None, facts, speck_px * 16)
-    regions = naive_regions(where)
-    assert facts.regions == 2 * len(regions)
-    tiny = [r for r in regions if 64 * len(r) < speck_px * 16]
-    assert len(facts.specks) == 2 * len(tiny)
-    boxes = 0
-    for region in (r for r in regions if 64 * len(r) >= speck_px * 16):
-        ys, xs = zip(*region, strict=True)
-        box = (max(ys) - min(ys) + 1) * (max(xs) - min(xs) + 1)
-        filled = len(region) > module.BOX_FILL * box
-        boxes += filled and len(region) <= module.WHOLE_FRAME_SHARE * where.size
-    assert len(facts.boxes) == 2 * boxes
-    assert facts.overlap_px == 64 * (where & where[::-1]).sum()
-    assert facts.labelled_px == 64 * (where | where[::-1]).sum()
-
-
 def test_specks_boxes_overlaps_and_whole_frames_are_told(data):
     spot = disc(40, 30, 9)
     with_speck = spot | mask(100, 10, 3, 3)
@@ -645,37 +577,6 @@ def test_frames_all_alike_have_no_spread_to_stand_out_from(data):
     assert Code.STRIKING_CLEAN not in by_code(audit(data.catalog(), NO_COPIES))
 
 
-def naive_confident(faulty: list[bool], p: list[float]) -> list[bool]:
-    """The paper's counting, word for word: thresholds, then the likeliest class above its own."""
-    probability = [{True: q, False: 1 - q} for q in p]
-    threshold = {}
-    for label in (True, False):
-        own = [probability[i][label] for i in range(len(p)) if faulty[i] == label]
-        threshold[label] = math.fsum(own) / len(own)
-    suspects = []
-    for i, label in enumerate(faulty):
-        above = [j for j in (label, not label) if probability[i][j] >= threshold[j]]
-        counted = max(above, key=lambda j: probability[i][j], default=label)
-        suspects.append(counted != label)
-    return suspects
-
-
-@settings(max_examples=200)
-@given(
-    st.lists(
-        st.tuples(st.booleans(), st.integers(0, 64).map(lambda n: n / 64)), min_size=2, max_size=30
-    ).filter(lambda rows: len({label for label, _ in rows}) == 2)
-)
-def test_confident_learning_against_the_paper(rows):
-    faulty, p = zip(*rows, strict=True)
-    found = confident_suspects(np.array(faulty), np.array(p))
-    assert found.tolist() == naive_confident(list(faulty), list(p))
-
-
-def test_one_label_alone_has_no_suspects():
-    assert not confident_suspects(np.array([True, True]), np.array([0.1, 0.9])).any()
-
-
 def test_predictions_that_contradict_labels_are_ranked(data):
     spot = disc(40, 30, 9)
     predictions = {}
@@ -704,54 +605,6 @@ def test_predictions_that_fit_nothing_are_refused(data):
             audit(catalog, NO_COPIES, predictions={"a.png": wrong})
     found = audit(catalog, NO_COPIES, predictions={"a.png": 0.5})
     assert any("on faulty and on clean frames" in line for line in found.not_checked)
-
-
-# Predictions -----------------------------------------------------------------------------------
-
-
-def test_predictions_are_read_from_results(tmp_path):
-    path = tmp_path / "results.jsonl"
-    path.write_text(
-        '{"image": "a.jpg", "faulty_probability": 0.25}\n\n'
-        '{"image": "b.jpg", "faulty_probability": null}\n'
-        '{"image": "ü/c.jpg", "faulty_probability": 1}\n',
-        encoding="utf-8",
-    )
-    assert read_predictions(path) == {"a.jpg": 0.25, "ü/c.jpg": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"image": "a", "faulty', "line 1: .* is no JSON"),
-        (b"[" * 100_000, "line 1: .* is no JSON"),
-        (b"[1]", "names no image"),
-        (b'{"image": 5, "faulty_probability": 0.5}', "names no image"),
-        (b'{"image": "a"}', "faulty_probability is 'nothing'"),
-        (b'{"image": "a", "faulty_probability": "0.5x"}', "is '0.5x'"),
-        (b'{"image": "a", "faulty_probability": 1.5}', "'1.5', expected a number from 0 to 1"),
-        (b'{"image": "a", "faulty_probability": NaN}', "is 'nan'"),
-        (b'{"image": "a", "faulty_probability": true}', "is 'True'"),
-        (b'{"image": "a", "faulty_probability": ' + b"9" * 5000 + b"}", "line 1"),
-        (b'{"image": "a", "faulty_probability": 0}\n' * 2, "line 2: .*'a' stands in line 1"),
-        (b'\xff\xfe{"image": 1}', "byte 0xff is not UTF-8"),
-    ],
-)
-def test_broken_results_give_one_line(tmp_path, content, said):
-    path = tmp_path / "results.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=said) as caught:
-        read_predictions(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert len(str(caught.value)) < 500
-
-
-def test_results_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        read_predictions(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_predictions(tmp_path)
 
 
 def test_progress_and_a_file_that_vanishes(data):

@@ -12,21 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steelsight.data.audit_masks import SPECK_PX
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn
-from steelsight.data.explore import (
-    CELL_PX,
-    EDGE_PX,
-    SPECK_AREA_PX,
-    Topic,
-    frames_in_test,
-    frames_to_prove,
-    share_text,
-    smallest_provable_rate,
-    summarise,
-)
+from steelsight.data.explore import CELL_PX, summarise
 from steelsight.data.formats.severstal import read_csv
 from steelsight.data.labels import FrameLabels, LabelClass, LabelSet
+from steelsight.data.summary import EDGE_PX, Topic
 from steelsight.defects import Reason
 from steelsight.errors import InputError
 from steelsight.masks import encode_rle
@@ -168,7 +160,7 @@ def test_measurements_of_known_shapes(small):
     assert first.mask_area_px.quantiles["max"] == 49
     assert first.mask_area_px.median == (49 + 4) / 2
     assert first.elongation.quantiles["max"] == 2.5
-    assert first.specks == sum(a < SPECK_AREA_PX for a in (40, 9, 4))
+    assert first.specks == sum(a < SPECK_PX for a in (40, 9, 4))
     assert first.narrow_share == {"1": 1 / 3, "2": 1.0, "4": 1.0, "8": 1.0}
     assert first.touching_edge == 1
     assert first.rle_runs.quantiles["max"] == 13
@@ -263,26 +255,6 @@ def test_progress_reaches_its_end():
 
 
 # Consequences ------------------------------------------------------------------------------------
-
-
-def test_rates_against_the_binomial_distribution():
-    """None missed among n has probability (1 - rate)^n: 5 % at the bound."""
-    for n in (1, 4, 49, 148, 149, 1000):
-        assert (1 - smallest_provable_rate(n)) ** n == pytest.approx(0.05)
-    assert smallest_provable_rate(49) == pytest.approx(0.0593, abs=5e-5)
-    assert smallest_provable_rate(0) == 1.0
-    assert frames_to_prove(0.02) == 149
-    assert smallest_provable_rate(149) < 0.02 < smallest_provable_rate(148)
-    assert [frames_in_test(n) for n in (247, 5, 4, 0)] == [49, 1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [(0, "0 %"), (1e-6, "under 0.01 %"), (0.0031, "0.31 %"), (0.0593, "5.9 %"), (0.7259, "72.6 %"),
-     (0.9999, "over 99.9 %"), (1, "100 %")],
-)  # fmt: skip
-def test_shares_as_text(share, text):
-    assert share_text(share) == text
 
 
 @pytest.mark.parametrize(

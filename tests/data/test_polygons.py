@@ -86,7 +86,6 @@ def test_outlines_rasterise_to_the_mask(mask: Mask) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 @settings(max_examples=10_000, deadline=None)
 @given(masks(25))
 def test_outlines_rasterise_to_the_mask_10000_times(mask: Mask) -> None:

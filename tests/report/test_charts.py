@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steelsight.defects import DefectClass, Verdict
-from steelsight.report.charts import ProbabilityHistogram, StripMap, bar_svg, line_svg, visible
+from steelsight.report.charts import ProbabilityHistogram, StripMap, bar_svg, line_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -98,17 +98,3 @@ def test_names_from_outside_cannot_break_a_chart():
     strip = StripMap(hostile)
     strip.add(Verdict.OK, (), (10, 10))
     ET.fromstring(strip.svg())
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain 1.jpg", "plain 1.jpg"),
-        ("evil\u202egpj.exe", "evil‹U+202E›gpj.exe"),
-        ("a\nb\tc", "a‹U+000A›b‹U+0009›c"),
-        ("caf\udce9", "caf‹U+DCE9›"),
-        ("👩\u200d🔧 划痕", "👩\u200d🔧 划痕"),
-    ],
-)
-def test_what_acts_unseen_becomes_visible(text, shown):
-    assert visible(text) == shown

@@ -12,17 +12,9 @@ from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn
 from steelsight.data.explore import summarise
 from steelsight.data.labels import FrameLabels, LabelClass, LabelSet
-from steelsight.defects import DefectClass
-from steelsight.errors import InputError, LabelError
+from steelsight.errors import InputError
 from steelsight.masks import encode_rle
-from steelsight.report.explore_page import (
-    TURNS,
-    PageLimits,
-    defect_classes,
-    draw_labels,
-    render_explore_page,
-    write_explore_page,
-)
+from steelsight.report.explore_page import PageLimits, render_explore_page, write_explore_page
 
 VOID = {"meta", "img", "br"}
 HOSTILE = (
@@ -137,7 +129,7 @@ def test_page_tells_the_whole_story(build):
         assert not reference.startswith("#") or reference[1:] in page.ids
     assert {"predict-nothing", "type-test-limit", "duplicates"} <= page.ids
     assert "Predicting nothing scores" in page.text
-    assert "the same pixels as 001.png, turned by 180° · train · Type 1" in page.text
+    assert "the same pixels as 001.png, rotated by 180° · train · Type 1" in page.text
     assert "ACROSS THE SPLIT" in page.text
     assert "DIFFERENT TYPES" in page.text
     assert len(page.pictures()) == 2 * 3 + 3 + 3
@@ -232,38 +224,6 @@ def test_many_types_show_the_most_frequent(build):
     classes = tuple(LabelClass(f"t{i}", f"t{i}") for i in range(60))
     page = Page(render(LabelSet("m", Path("m"), classes, frames), limits=PageLimits(types=30)))
     assert "The 30 most frequent of 60 types are shown" in page.text
-
-
-def test_every_turn_has_words():
-    assert set(TURNS) == set(Turn)
-
-
-def test_numbers_are_not_shown_bare():
-    found = defect_classes((LabelClass("1", "1"), LabelClass("dent", "dent")))
-    assert [c.name for c in found] == ["Type 1", "dent"]
-
-
-# draw_labels -------------------------------------------------------------------------------------
-
-
-def test_drawn_labels_outline_the_mask_and_leave_the_rest_alone():
-    classes = (DefectClass("1", "Type 1", "#2f9bff"), DefectClass("2", "Type 2", "#b388ff"))
-    grey = np.full((96, 320), 100, np.uint8)
-    labels = FrameLabels("a.png", {"1": box_rle(100, 30, 60, 30, (320, 96))})
-    rgb = draw_labels(grey, labels, classes)
-    assert rgb.shape == (96, 320, 3)
-    coloured = (rgb != 100).any(axis=2)
-    assert coloured[45, 130]  # tinted inside
-    assert (rgb[28:30, 110:150] == (0x2F, 0x9B, 0xFF)).all()  # outline just outside
-    assert not coloured[:, 240:].any()
-    assert not coloured[:, :90].any()
-    assert (draw_labels(grey, FrameLabels("b.png", {}), classes) == 100).all()
-    assert draw_labels(grey, labels, classes, fit_wh=(160, 160)).shape == (48, 160, 3)
-
-
-def test_a_mask_that_does_not_fit_is_refused():
-    with pytest.raises(LabelError, match=r"image a\.png: run 1"):
-        draw_labels(np.zeros((4, 4), np.uint8), FrameLabels("a.png", {"1": "10 9"}), ())
 
 
 # Files -------------------------------------------------------------------------------------------

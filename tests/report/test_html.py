@@ -1,26 +1,19 @@
 """The report file: offline, inert, complete, small, and the same every time."""
 
 import dataclasses
-import os
 import re
 import shutil
 import subprocess
 import time
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import pytest
 
 from steelsight.defects import DefectClass, Reason, Verdict
 from steelsight.errors import InputError
-from steelsight.report.html import (
-    ADVICE,
-    GalleryLimits,
-    ReportBuilder,
-    relative_href,
-)
+from steelsight.report.html import ADVICE, GalleryLimits, ReportBuilder
 from steelsight.report.overlays import draw_overlay, encode_jpeg
 
 HOSTILE = (
@@ -210,18 +203,6 @@ def test_names_from_outside_are_inert(classes, box_defect, inspection, run):
     assert "{{ 7*7 }}{% raw %}.jpg" in page.text
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_links_stay_beside_the_report_and_lead_to_the_file(name):
-    href = relative_href(name)
-    assert href.startswith("./")
-    assert not href.startswith(".//")
-    assert not re.search(r"[\s\"'<>:\\]", href)
-    if not name.startswith(("/", "\\")):
-        assert unquote_to_bytes(href[2:]) == os.fsencode(name)
-    else:
-        assert unquote(href) == "./evil.example/x.png"
-
-
 def test_the_file_is_replaced_at_once_and_byte_identical(full, run, tmp_path):
     path = tmp_path / "new" / "report.html"
     full.write(path, run)
@@ -240,7 +221,7 @@ def test_a_failed_write_leaves_the_old_report(full, run, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot be written \(disk full\)"):
         full.write(path, run)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

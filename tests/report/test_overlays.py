@@ -12,7 +12,13 @@ from steelsight.defects import Defect, DefectClass
 from steelsight.errors import InputError
 from steelsight.masks import encode_rle
 from steelsight.report import overlays
-from steelsight.report.overlays import class_masks, draw_overlay, encode_jpeg
+from steelsight.report.overlays import (
+    MARKER_RGB,
+    class_masks,
+    draw_labels,
+    draw_overlay,
+    encode_jpeg,
+)
 
 
 def steel(level=100, size_wh=(320, 128)):
@@ -161,6 +167,37 @@ def test_foreign_types_and_sizes_are_refused(classes, box_defect):
         draw_overlay(steel(), [box_defect("9", (1, 1, 5, 5))], classes)
     with pytest.raises(InputError, match="another image"):
         draw_overlay(steel(), [], classes, truth={"1": np.ones((5, 5), np.bool_)})
+
+
+def test_labels_are_drawn_as_results_are(classes, box_defect, monkeypatch):
+    """But for the probability: the same outline, and the name of the type."""
+    texts = []
+    monkeypatch.setattr(overlays._Labels, "put", lambda self, text, box, colour: texts.append(text))
+    mask = np.zeros((128, 320), np.bool_)
+    mask[40:70, 100:160] = True
+    labelled = {"2": mask, "4": mask & False, "9": ~mask}  # 4 is empty, 9 is no type
+    for fit_wh in (None, (160, 160)):
+        drawn = draw_labels(steel(), labelled, classes, fit_wh=fit_wh)
+        result = draw_overlay(steel(), [box_defect("2", (100, 40, 60, 30))], classes, fit_wh=fit_wh)
+        assert np.array_equal(drawn, result)
+    assert texts == ["Type 2", "Type 2 · 0.88"] * 2
+
+
+def test_labels_without_names_and_a_marked_place(classes, monkeypatch):
+    monkeypatch.setattr(overlays._Labels, "put", None)  # would fail if called
+    mask = np.zeros((128, 320), np.bool_)
+    mask[40:70, 100:160] = True
+    rgb = draw_labels(steel(), {"1": mask}, classes, named=False, marked_xywh=(-8, 60, 48, 48))
+    assert (rgb[58, 5:30] == MARKER_RGB).all()  # above the place, which begins left of the frame
+    assert (rgb[80:100, 20] == 100).all()
+    assert (draw_labels(steel(), {}, classes) == 100).all()
+
+
+def test_a_mask_one_pixel_wide_survives_shrinking(classes):
+    speck = np.zeros((5000, 1), np.bool_)
+    speck[1001] = True
+    rgb = draw_labels(np.zeros((5000, 1), np.uint8), {"1": speck}, classes, fit_wh=(100, 100))
+    assert rgb.any()
 
 
 def test_files_hold_what_was_drawn(classes, box_defect):

@@ -161,7 +161,9 @@ def check(
 
     Example: steelsight data check drawn/ --out check/
     """
-    from steelsight.data.audit import Severity, audit, read_predictions
+    from steelsight.data.audit import audit
+    from steelsight.data.findings import Severity
+    from steelsight.data.predictions import read_predictions
     from steelsight.data.splits import load_split, verify_split
     from steelsight.report.audit_page import write_audit_page
 

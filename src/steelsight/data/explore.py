@@ -4,43 +4,44 @@
 ``summary.json`` and to the page of :mod:`steelsight.report.explore_page`. It works on labels alone,
 on types without masks, and on a whole scanned catalog.
 
-What the figures mean is said in sentences (:class:`Consequence`), each with a code that does not
-change and the numbers it was made from.
+The figures themselves are defined in :mod:`steelsight.data.summary`; what they mean is said in
+sentences, which :mod:`steelsight.data.consequences` makes of them.
 
 Shapes: ``_hw`` rows x columns, ``_wh`` columns x rows. Areas and lengths in pixels of the frame.
 """
 
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import StrEnum
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from steelsight.data.audit_masks import SPECK_PX
 from steelsight.data.catalog import Catalog, FrameRecord
+from steelsight.data.consequences import consequences
 from steelsight.data.duplicates import Duplicates
 from steelsight.data.labels import FrameLabels, LabelClass, LabelSet, shown
+from steelsight.data.summary import (
+    EDGE_PX,
+    SHRINK_FACTORS,
+    THIN_PX,
+    Distribution,
+    DuplicateCounts,
+    Example,
+    FrameCounts,
+    HeatMap,
+    Light,
+    Series,
+    Summary,
+    TypeSummary,
+    quantiles,
+)
 from steelsight.errors import InputError
 from steelsight.masks import decode_rle, regions
 
-CONFIDENCE = 0.95
-TEST_SHARE = 0.2
-"""The share of frames that a test is usually given."""
-WANTED_RATE = 0.02
-"""A missed-defect rate worth showing; the sentences say how many frames it takes."""
-EDGE_PX = 32
-"""How far from the border of the frame a pixel counts as near it."""
-SPECK_AREA_PX = 32
-"""Regions of fewer pixels are called specks, as in the audit."""
-THIN_PX = 3
-"""A region narrower than this is easily lost: one pixel of it is left between two borders."""
-SHRINK_FACTORS = (1, 2, 4, 8)
 CELL_PX = 16
 """Side of a heat map's cell, ..."""
 MAX_CELLS = 120
@@ -52,340 +53,10 @@ _POINTS = 1000
 _SHOWN_COMBINATIONS = 12
 _SHOWN_SIZES = 12
 _SHOWN_MISFITS = 20
-_BATCH = 64
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 """Called with (masks done, masks in all)."""
-
-
-# The figures -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class FrameCounts:
-    """Every frame counted once: ``frames = faulty + clean + disputed + refused + unlabelled``.
-
-    Attributes:
-        frames: all that labels or images name, and those assumed to be clean.
-        faulty: hold a type, undisputed.
-        clean: known to be good steel, undisputed.
-        disputed: the label is doubtful: counted nowhere else.
-        refused: a label was broken.
-        unlabelled: an image that no label mentions.
-        assumed_clean: of the clean ones, those that neither labels nor images name: the rest up to
-            ``total_frames``.
-        without_mask: of the faulty ones, those where no type has a mask.
-        partly_masked: of the faulty ones, those where some types have a mask and some have none.
-        images: frames whose file is there; ``images + missing + assumed_clean = frames``.
-        missing: labelled frames without a file; ``None`` if no images were given at all.
-        readable, unreadable: of the images; ``None`` if they were not scanned.
-    """
-
-    frames: int
-    faulty: int
-    clean: int
-    disputed: int
-    refused: int
-    unlabelled: int
-    assumed_clean: int
-    without_mask: int
-    partly_masked: int
-    images: int
-    missing: int | None
-    readable: int | None
-    unreadable: int | None
-
-    @property
-    def known(self) -> int:
-        """Frames whose types are known: faulty and clean."""
-        return self.faulty + self.clean
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """How numbers from 1 up are distributed.
-
-    Attributes:
-        count: how many there are; with none, everything else is empty.
-        mean: their mean.
-        quantiles: ``min``, ``p5``, ``p10``, ``p25``, ``median``, ``p75``, ``p90``, ``p95``,
-            ``max``.
-        edges: of the bins: powers of 2, or of the square root of 2, from 1 on; one more than bins.
-        counts: numbers per bin; the lower edge belongs to a bin.
-    """
-
-    count: int
-    mean: float | None
-    quantiles: Mapping[str, float]
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    @property
-    def median(self) -> float | None:
-        """The middle one."""
-        return self.quantiles.get("median")
-
-
-@dataclass(frozen=True, slots=True)
-class HeatMap:
-    """Where on the frame a type sits.
-
-    Attributes:
-        coverage: rows of cells: the share of a cell's pixels that is covered on average over the
-            masks of the type, 0..1.
-        frame_wh: the most frequent frame size in pixels, on which the cells lie; frames of
-            another size are stretched to it.
-    """
-
-    coverage: tuple[tuple[float, ...], ...]
-    frame_wh: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class TypeSummary:
-    """One defect type. Everything below ``masks`` is over the measured masks.
-
-    Attributes:
-        id, name: as in the labels.
-        frames: undisputed frames that hold it, with or without a mask.
-        share: of all pairs of a frame and a type on it, 0..1.
-        alone: frames that hold no other type.
-        masks: measured masks; one per frame and type.
-        area_px: pixels of all masks.
-        mask_area_px: per mask.
-        region_area_px: per connected region.
-        regions_per_mask: connected regions (8 neighbours).
-        elongation: length / width of the minimum-area rectangle around each region.
-        width_px: the shorter side of that rectangle.
-        narrow_share: by shrink factor, the share of regions then narrower than ``THIN_PX``.
-        specks: regions of fewer than ``SPECK_AREA_PX`` pixels.
-        near_edge_share: of its pixels, those within ``EDGE_PX`` of the frame's border.
-        edge_band_share: of the frames' pixels, those there: what chance alone would give.
-        touching_edge: masks that touch the border of the frame.
-        rle_runs, rle_characters: per mask, in canonical Kaggle RLE.
-        heat: where on the frame it sits; ``None`` without masks.
-    """
-
-    id: str
-    name: str
-    frames: int
-    share: float
-    alone: int
-    masks: int
-    area_px: int
-    mask_area_px: Distribution
-    region_area_px: Distribution
-    regions_per_mask: Distribution
-    elongation: Distribution
-    width_px: Distribution
-    narrow_share: Mapping[str, float]
-    specks: int
-    near_edge_share: float | None
-    edge_band_share: float | None
-    touching_edge: int
-    rle_runs: Distribution
-    rle_characters: Distribution
-    heat: HeatMap | None
-
-    @property
-    def title(self) -> str:
-        """The name in a sentence: ``type 3``, ``type scratches``."""
-        return type_title(self.name)
-
-    @property
-    def regions(self) -> int:
-        """Connected regions of all measured masks."""
-        return self.region_area_px.count
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One number per frame, in the order of the names.
-
-    Attributes:
-        values: one per readable frame.
-        median_at: positions in ``values`` where the running median was taken.
-        running_median: there, over ``window`` neighbours: robust against single bright frames.
-        window: how many frames that is; always odd.
-        neighbour_correlation: rank correlation of each frame with the next: near 0 where the order
-            of the names says nothing; ``None`` for fewer than 30 frames or equal values.
-    """
-
-    values: tuple[float, ...]
-    median_at: tuple[int, ...]
-    running_median: tuple[float, ...]
-    window: int
-    neighbour_correlation: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The single values are left out: they stand in the catalog."""
-        return {
-            "quantiles": _plain(_quantiles(np.array(self.values))),
-            "window": self.window,
-            "median_at": list(self.median_at),
-            "running_median": _plain(self.running_median),
-            "neighbour_correlation": _plain(self.neighbour_correlation),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Light:
-    """How bright the readable frames are, in the order of their names.
-
-    Attributes:
-        frames: how many.
-        brightness: mean grey level, 0..255.
-        contrast: standard deviation of the grey levels.
-        dark_share: share of pixels darker than 16: the area beside the strip, mostly.
-    """
-
-    frames: int
-    brightness: Series
-    contrast: Series
-    dark_share: Series
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateCounts:
-    """Families of frames that show the same piece of steel.
-
-    Attributes:
-        groups: families.
-        frames: members of all families.
-        copies: members beyond the first of each: what a set without copies would lose.
-        largest: members of the largest family.
-        different_types: families whose labelled members do not carry the same types.
-        across_splits: families with members in more than one part of the given split.
-        by_likeness, by_turn: pairs.
-    """
-
-    groups: int
-    frames: int
-    copies: int
-    largest: int
-    different_types: int
-    across_splits: int
-    by_likeness: Mapping[str, int]
-    by_turn: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A frame worth showing.
-
-    Attributes:
-        image: its name.
-        class_id: the type it stands for; ``None`` for good steel.
-        percentile: where it lies among the masks of its type by area, or among good frames by
-            brightness; ``None`` where neither is known.
-        area_px: of that mask.
-    """
-
-    image: str
-    class_id: str | None
-    percentile: int | None = None
-    area_px: int | None = None
-
-
-class Topic(StrEnum):
-    """What a consequence is about; in the order of the page."""
-
-    MEND = "mend"
-    """Look at it before anything is trained."""
-    PROVE = "prove"
-    """What a test on this data can show."""
-    SCORE = "score"
-    """How a score on this data is to be read."""
-    COPE = "cope"
-    """What a detector has to cope with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Consequence:
-    """What a figure means, in one or two plain sentences.
-
-    Attributes:
-        code: stable name for machines.
-        topic: what it is about.
-        title: a few words.
-        sentence: for people, with the figures in it.
-        figures: the same numbers for machines.
-    """
-
-    code: str
-    topic: Topic
-    title: str
-    sentence: str
-    figures: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Everything that the page shows; :meth:`to_json` is ``summary.json``.
-
-    Attributes:
-        source, format: where the labels came from.
-        counts: frames by what is known of them.
-        types: in the order of the classes.
-        types_per_frame: number of types -> known frames; 0 are the clean ones.
-        combinations: which types occur together on a frame, the most frequent first.
-        combination_count: how many different combinations there are.
-        co_occurrence: frames that hold type i and type j; on the diagonal those that hold i.
-        pairs: pairs of a frame and a type on it, masked or not.
-        masks, regions: measured ones.
-        mask_area_px: of all measured masks.
-        unmeasured_masks: masks of frames whose size nobody tells.
-        misfits: masks that do not fit their frame, one line each; at most 20 are listed.
-        misfit_masks: how many there are.
-        defect_share: share of all pixels of the known frames that is defective; where masks are
-            missing, with the mean area of their type.
-        predict_nothing_score: Kaggle Dice of predicting no defect anywhere.
-        sizes: frame sizes (width, height) and frames of each, the most frequent first.
-        size_count: how many different sizes there are.
-        splits: frames by part of a published split.
-        light: brightness along the names; ``None`` without a scan.
-        duplicates: ``None`` if they were not searched.
-        examples, clean_examples: frames whose images are there.
-        consequences: what follows, by topic.
-        notes: what was assumed on the way in.
-    """
-
-    source: str
-    format: str
-    counts: FrameCounts
-    types: tuple[TypeSummary, ...]
-    types_per_frame: Mapping[int, int]
-    combinations: tuple[tuple[tuple[str, ...], int], ...]
-    combination_count: int
-    co_occurrence: tuple[tuple[int, ...], ...]
-    pairs: int
-    masks: int
-    regions: int
-    mask_area_px: Distribution
-    unmeasured_masks: int
-    misfits: tuple[str, ...]
-    misfit_masks: int
-    defect_share: float | None
-    predict_nothing_score: float | None
-    sizes: tuple[tuple[tuple[int, int], int], ...]
-    size_count: int
-    splits: Mapping[str, int]
-    light: Light | None
-    duplicates: DuplicateCounts | None
-    examples: tuple[Example, ...]
-    clean_examples: tuple[Example, ...]
-    consequences: tuple[Consequence, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for ``json.dumps(..., allow_nan=False)``; numbers carry six significant digits."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        plain["combinations"] = [
-            {"types": list(ids), "frames": frames} for ids, frames in self.combinations
-        ]
-        plain["sizes"] = [{"size_wh": list(size), "frames": n} for size, n in self.sizes]
-        return plain
 
 
 def summarise(
@@ -468,43 +139,7 @@ def summarise(
         consequences=(),
         notes=label_set.notes,
     )
-    return replace(summary, consequences=tuple(_consequences(summary)))
-
-
-def frames_in_test(frames: int) -> int:
-    """How many of them a test on ``TEST_SHARE`` gets."""
-    return math.floor(TEST_SHARE * frames)
-
-
-def smallest_provable_rate(frames: int, confidence: float = CONFIDENCE) -> float:
-    """The smallest miss rate that a test can show: the bound when none of its frames is missed.
-
-    The one-sided limit of Clopper and Pearson (1934), which for no miss is ``1 - (1 - c)**(1/n)``;
-    1 for a test without frames.
-    """
-    return 1 - (1 - confidence) ** (1 / frames) if frames else 1.0
-
-
-def frames_to_prove(rate: float, confidence: float = CONFIDENCE) -> int:
-    """How many frames, none of them missed, show a rate below ``rate``: 149 for 2 % at 95 %."""
-    return math.ceil(math.log(1 - confidence) / math.log1p(-rate))
-
-
-def type_title(name: str) -> str:
-    """A type in the middle of a sentence: ``3`` and ``Type 3`` become ``type 3``."""
-    return f"type {name[5:] if name[:5].casefold() == 'type ' else name}"
-
-
-def share_text(share: float) -> str:
-    """A share 0..1 as per cent: 72.6 %, 5.9 %, 0.31 %; only all is 100 %, only nothing is 0 %."""
-    percent = 100 * share
-    if 0 < percent < 0.01:
-        return "under 0.01 %"
-    if percent < 1:
-        return f"{percent:.2g} %"
-    if share >= 1:
-        return f"{percent:.0f} %"
-    return "over 99.9 %" if percent >= 99.95 else f"{percent:.1f} %"
+    return replace(summary, consequences=tuple(consequences(summary)))
 
 
 # Frames ------------------------------------------------------------------------------------------
@@ -727,7 +362,7 @@ class _Tally:
                 for factor in SHRINK_FACTORS
                 if masks
             },
-            specks=int(np.count_nonzero(areas < SPECK_AREA_PX)),
+            specks=int(np.count_nonzero(areas < SPECK_PX)),
             near_edge_share=self.near_edge_px / area_px if masks else None,
             edge_band_share=self.band_px / self.frame_px if masks else None,
             touching_edge=self.touching_edge,
@@ -762,32 +397,24 @@ def _measure(
 ) -> list[str]:
     """Measures every mask into the tally of its type; returns those that do not fit their frame.
 
-    Threads help a little: the array work runs beside other threads, building the regions does not.
+    One after the other: on two cores, two threads took as long (5,610 Severstal masks, 7 to 10 s).
     """
     grid_wh = tuple(min(MAX_CELLS, math.ceil(side / CELL_PX)) for side in frame_wh)
     misfits: list[str] = []
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(items), _BATCH):  # few results wait at a time
-            batch = items[start : start + _BATCH]
-            for item, result in zip(
-                batch, pool.map(_measured, batch, [grid_wh] * len(batch)), strict=True
-            ):
-                if isinstance(result, str):
-                    misfits.append(result)
-                else:
-                    tallies[item.class_id].add(item, result)
-            if progress is not None:
-                progress(start + len(batch), len(items))
+    for number, item in enumerate(items, 1):
+        try:
+            tallies[item.class_id].add(item, _measured(item, grid_wh))
+        except InputError as error:
+            misfits.append(str(error))
+        if progress is not None:
+            progress(number, len(items))
     return misfits
 
 
-def _measured(item: _Mask, grid_wh: tuple[int, int]) -> _Measured | str:
-    try:
-        mask = decode_rle(
-            item.rle, item.size_wh, where=f"image {shown(item.image)}, type {shown(item.class_id)}"
-        )
-    except InputError as error:
-        return str(error)
+def _measured(item: _Mask, grid_wh: tuple[int, ...]) -> _Measured:
+    mask = decode_rle(
+        item.rle, item.size_wh, where=f"image {shown(item.image)}, type {shown(item.class_id)}"
+    )
     found = regions(mask)
     height, width = mask.shape
     inner = mask[EDGE_PX : max(height - EDGE_PX, 0), EDGE_PX : max(width - EDGE_PX, 0)]
@@ -804,14 +431,6 @@ def _measured(item: _Mask, grid_wh: tuple[int, int]) -> _Measured | str:
     )
 
 
-def _quantiles(values: npt.NDArray[Any]) -> dict[str, float]:
-    if not len(values):
-        return {}
-    found = np.quantile(values, [0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1]).tolist()
-    names = ("min", "p5", "p10", "p25", "median", "p75", "p90", "p95", "max")
-    return dict(zip(names, found, strict=True))
-
-
 def _distribution(numbers: npt.ArrayLike, per_octave: int = 1) -> Distribution:
     values = np.asarray(numbers, np.float64)
     if not len(values):
@@ -823,7 +442,7 @@ def _distribution(numbers: npt.ArrayLike, per_octave: int = 1) -> Distribution:
     return Distribution(
         len(values),
         float(values.mean()),
-        _quantiles(values),
+        quantiles(values),
         tuple(edges.tolist()),
         tuple(counts.tolist()),
     )
@@ -878,7 +497,7 @@ def _clean_examples(
     records: Mapping[str, FrameRecord],
     usable: Mapping[str, tuple[int, int] | None],
 ) -> tuple[Example, ...]:
-    """Good frames, a dark, a middling and a bright one where the light is known."""
+    """Good frames, a dark, a typical and a bright one where the light is known."""
     names = sorted(f.image for f in frames if f.clean and f.image in usable)
     brightness = {n: records[n].brightness for n in names if n in records}
     by_light = sorted((value, name) for name, value in brightness.items() if value is not None)
@@ -895,307 +514,3 @@ def _evenly(names: Sequence[str]) -> list[str]:
     if len(names) <= 3:
         return list(names)
     return [names[round((len(names) - 1) * p / 100)] for p in EXAMPLE_PERCENTILES]
-
-
-# Consequences ------------------------------------------------------------------------------------
-
-
-def _consequences(summary: Summary) -> Iterator[Consequence]:
-    """In the order of the page."""
-    if not summary.counts.frames:
-        return
-    yield from _to_mend(summary)
-    yield from _to_prove(summary)
-    yield from _to_score(summary)
-    yield from _to_cope(summary)
-
-
-def _to_mend(summary: Summary) -> Iterator[Consequence]:
-    counts, copies = summary.counts, summary.duplicates
-    # number, code, title, one, many, what is wrong; those that do not occur are left out
-    table: list[tuple[int | None, str, str, str, str, str]] = [
-        (counts.unreadable, "unreadable-images", "Images that cannot be read", "image", "images",
-         "cannot be read with certainty: nothing can be learned from them, and a tool that decodes"
-         " them anyway trains on damage."),
-        (counts.missing, "missing-images", "Labels without an image",
-         "labelled frame has", "labelled frames have",
-         "no image here: the labels are counted, but nothing can be trained or tested on them."),
-        (counts.refused, "refused-labels", "Broken labels", "frame has", "frames have",
-         "a broken label and count neither as faulty nor as clean: correct the labels and read them"
-         " again."),
-        (summary.misfit_masks, "misfit-masks", "Masks that do not fit", "mask does", "masks do",
-         "not fit the size of the frame: the labels belong to other images, or to another size."
-         " Left out of every figure on areas and places."),
-        (summary.unmeasured_masks, "unmeasured-masks", "Masks on frames of unknown size",
-         "mask belongs to a frame", "masks belong to frames",
-         "whose size neither labels nor images tell, so area and place are not known: give the"
-         " images, or the size."),
-        (copies.across_splits if copies else 0, "split-leak", "The given split leaks",
-         "family of copies lies", "families of copies lie",
-         "in more than one part of the split that comes with the data: a score on its test part is"
-         " partly remembered, not earned."),
-        (copies.copies if copies else 0, "duplicates", "Copies",
-         "frame is a copy of another", "frames are copies of others",
-         "(the same steel, also flipped or turned): a random split leaks, with the same steel in"
-         " training and test. Keep every family on one side."),
-        (copies.different_types if copies else 0, "conflicting-copies",
-         "Copies labelled differently", "family of copies carries", "families of copies carry",
-         "different types on the same steel: at least one label is wrong, and no model can satisfy"
-         " both."),
-        (counts.disputed, "disputed-frames", "Disputed frames", "frame is", "frames are",
-         "disputed and left out of every figure here: train and test without them, or settle"
-         " them."),
-        (counts.unlabelled, "unlabelled-frames", "Images without a label", "image is", "images are",
-         "mentioned by no label. Nothing is known about them; they do not count as clean."),
-        (counts.without_mask + counts.partly_masked, "types-without-mask", "Types without a mask",
-         "faulty frame has", "faulty frames have",
-         "types whose place nobody marked: good for training and testing a classifier, not for"
-         f" outlines. Areas and places are over {summary.masks:,} of"
-         f" {_count(summary.pairs, 'pair', 'pairs')} of frame and type."),
-    ]  # fmt: skip
-    for number, code, title, one, many, wrong in table:
-        if number:
-            sentence = f"{_count(number, one, many)} {wrong}"
-            yield Consequence(code, Topic.MEND, title, sentence, {"number": number})
-    unused = [t for t in summary.types if not t.frames]
-    if unused:
-        yield Consequence(
-            "unused-types", Topic.MEND, "Types without a frame",
-            f"No frame holds {_titles(unused)}, although the labels declare"
-            f" {'it' if len(unused) == 1 else 'them'}: nothing can be learned or tested there.",
-            {"types": [t.id for t in unused]},
-        )  # fmt: skip
-
-
-def _to_prove(summary: Summary) -> Iterator[Consequence]:
-    counts = summary.counts
-    needed = frames_to_prove(WANTED_RATE)
-    used = sorted((t for t in summary.types if t.frames), key=lambda t: t.frames)
-    if used:
-        rarest = used[0]
-        tested = frames_in_test(rarest.frames)
-        bound = smallest_provable_rate(tested)
-        short = [t for t in summary.types if t.frames and frames_in_test(t.frames) < needed]
-        told = (
-            f"no test on {100 * TEST_SHARE:g} % of them ({tested:,}) can show a missed-defect rate"
-            f" below {share_text(bound)} with {100 * CONFIDENCE:g} % confidence."
-            if tested
-            else f"a test on {100 * TEST_SHARE:g} % of them has not one."
-        )
-        yield Consequence(
-            "type-test-limit", Topic.PROVE, "Missed defects",
-            f"{_upper(rarest.title)} has {_count(rarest.frames, 'frame', 'frames')}: {told} Showing"
-            f" {100 * WANTED_RATE:g} % takes {needed} test frames of a type without a single"
-            f" miss; {_titles(short) if short else 'no type'}"
-            f" {'falls' if len(short) < 2 else 'fall'} short of that.",
-            {
-                "confidence": CONFIDENCE,
-                "test_share": TEST_SHARE,
-                "wanted_rate": WANTED_RATE,
-                "frames_needed": needed,
-                "types": [
-                    {
-                        "id": t.id,
-                        "frames": t.frames,
-                        "test_frames": frames_in_test(t.frames),
-                        "smallest_rate": smallest_provable_rate(frames_in_test(t.frames)),
-                    }
-                    for t in summary.types
-                ],
-            },
-        )  # fmt: skip
-    if not counts.clean:
-        yield Consequence(
-            "no-clean-frames", Topic.PROVE, "False alarms",
-            "No clean frame is known: false alarms cannot be measured, and a detector trained here"
-            " has never been shown good steel.",
-            {"clean": 0},
-        )  # fmt: skip
-    else:
-        tested = frames_in_test(counts.clean)
-        bound = smallest_provable_rate(tested)
-        yield Consequence(
-            "false-alarm-limit", Topic.PROVE, "False alarms",
-            f"{_count(counts.clean, 'frame is', 'frames are')} known to be clean: a test on"
-            f" {100 * TEST_SHARE:g} % of them ({tested:,}) can show a false-alarm rate below"
-            f" {share_text(bound)} at best, with {100 * CONFIDENCE:g} % confidence."
-            if tested
-            else f"{_count(counts.clean, 'frame is', 'frames are')} known to be clean: too few to"
-            " measure false alarms.",
-            {"clean": counts.clean, "test_frames": tested, "smallest_rate": bound},
-        )  # fmt: skip
-    if summary.light is not None:
-        series = summary.light.brightness
-        correlation = series.neighbour_correlation
-        # Three standard errors of a correlation of independent frames.
-        if correlation is not None and correlation > 3 / math.sqrt(summary.light.frames):
-            yield Consequence(
-                "ordered-names", Topic.PROVE, "Neighbours are alike",
-                "In the order of the names, neighbouring frames are alike in brightness (rank"
-                f" correlation {correlation:.2f}): the names follow time, place or type. Frames"
-                " side by side are not independent, so split by coil or in blocks, not at random.",
-                {"rank_correlation": correlation, "frames": summary.light.frames},
-            )  # fmt: skip
-
-
-def _to_score(summary: Summary) -> Iterator[Consequence]:
-    counts = summary.counts
-    if summary.predict_nothing_score is not None:
-        score = summary.predict_nothing_score
-        yield Consequence(
-            "predict-nothing", Topic.SCORE, "Doing nothing scores",
-            f"Predicting nothing scores {score:.3f} Kaggle Dice here: of {counts.known:,} frames x"
-            f" {_count(len(summary.types), 'type', 'types')}, only {summary.pairs:,} hold a defect,"
-            " and empty on both sides counts as 1. Compare Dice where a type is present.",
-            {"score": score, "frames": counts.known, "types": len(summary.types),
-             "pairs": summary.pairs},
-        )  # fmt: skip
-    if summary.defect_share is not None and 0 < summary.defect_share < 1:
-        yield Consequence(
-            "pixel-accuracy", Topic.SCORE, "Pixel accuracy says nothing",
-            f"{_upper(share_text(summary.defect_share))} of all pixels are defective"
-            f"{' (estimated from the masks there are)' if summary.masks < summary.pairs else ''}:"
-            f" an empty answer is right on {share_text(1 - summary.defect_share)} of them.",
-            {"defect_share": summary.defect_share, "estimated": summary.masks < summary.pairs},
-        )  # fmt: skip
-    used = [t for t in summary.types if t.frames]
-    largest = max(used, key=lambda t: t.frames, default=None)
-    least = min(used, key=lambda t: t.frames, default=None)
-    if largest and least and largest.frames > 1.5 * least.frames:
-        yield Consequence(
-            "majority-type", Topic.SCORE, "One type outweighs the others",
-            f"{_upper(largest.title)} is {share_text(largest.share)} of all"
-            f" {'masks' if summary.masks else 'labels'}, {largest.frames / least.frames:.1f} times"
-            f" as frequent as {least.title}: a mean over all of them follows"
-            f" {largest.title}. Report every type by itself.",
-            {"type": largest.id, "share": largest.share, "least_type": least.id,
-             "ratio": largest.frames / least.frames},
-        )  # fmt: skip
-    if counts.clean and counts.faulty:
-        share = counts.faulty / counts.known
-        yield Consequence(
-            "faulty-share", Topic.SCORE, "Not the share of the line",
-            f"{share_text(share)} of the known frames are faulty. Where a line makes fewer faults,"
-            " the same detector is right less often when it says NG: precision measured here does"
-            " not carry over.",
-            {"faulty_share": share},
-        )  # fmt: skip
-
-
-def _to_cope(summary: Summary) -> Iterator[Consequence]:
-    several = sum(n for number, n in summary.types_per_frame.items() if number > 1)
-    if several:
-        yield Consequence(
-            "several-types", Topic.COPE, "Several types on one frame",
-            f"{_count(several, 'frame holds', 'frames hold')} more than one type"
-            f" ({share_text(several / summary.counts.faulty)} of the faulty ones): one label per"
-            " frame is not enough, and a split has to balance the types together.",
-            {"frames": several, "share_of_faulty": several / summary.counts.faulty},
-        )  # fmt: skip
-    measured = [t for t in summary.types if t.masks]
-    if not measured:
-        return
-    narrow = {
-        str(f): sum(t.narrow_share[str(f)] * t.regions for t in measured) / summary.regions
-        for f in SHRINK_FACTORS
-    }
-    worst = max(measured, key=lambda t: t.narrow_share["4"])
-    yield Consequence(
-        "shrinking", Topic.COPE, "What shrinking loses",
-        f"At half size {share_text(narrow['2'])} of the {summary.regions:,} regions are narrower"
-        f" than {THIN_PX} px, at a quarter {share_text(narrow['4'])}, at an eighth"
-        f" {share_text(narrow['8'])}"
-        + (
-            f"; {worst.title} suffers most ({share_text(worst.narrow_share['4'])} at a quarter)."
-            if len(measured) > 1 and worst.narrow_share["4"] > 0
-            else "."
-        )
-        + " A network that works at that size can miss them.",
-        {"thin_px": THIN_PX, "narrow_share": narrow,
-         "types": {t.id: dict(t.narrow_share) for t in measured}},
-    )  # fmt: skip
-    low, high = summary.mask_area_px.quantiles["p5"], summary.mask_area_px.quantiles["p95"]
-    yield Consequence(
-        "size-range", Topic.COPE, "From small to large",
-        f"The middle 90 % of the masks reach from {low:,.0f} to {high:,.0f} px, a factor of"
-        f" {high / low:,.0f}. Dice on the small ones swings with single pixels at their border.",
-        {"p5_px": low, "p95_px": high},
-    )  # fmt: skip
-    specks = sum(t.specks for t in measured)
-    if specks:
-        yield Consequence(
-            "specks", Topic.COPE, "Specks",
-            f"{_count(specks, 'region has', 'regions have')} fewer than {SPECK_AREA_PX} px"
-            f" ({share_text(specks / summary.regions)} of all): slips of the pen, or defects that"
-            " matter? Decide with a minimum area, and use it in training, test and production.",
-            {"regions": specks, "share": specks / summary.regions, "speck_area_px": SPECK_AREA_PX},
-        )  # fmt: skip
-    yield from _at_the_edge(measured)
-    if summary.size_count > 1:
-        (width, height), frames = summary.sizes[0]
-        yield Consequence(
-            "several-sizes", Topic.COPE, "Several frame sizes",
-            f"Frames come in {summary.size_count:,} sizes; {frames:,} are {width} x {height} px."
-            " Batches need cropping, padding or one size at a time; scaling would change what a"
-            " defect looks like.",
-            {"sizes": summary.size_count},
-        )  # fmt: skip
-
-
-def _at_the_edge(measured: Sequence[TypeSummary]) -> Iterator[Consequence]:
-    """How many masks the border cuts off, and the type that keeps closest to it."""
-    masks, touching = sum(t.masks for t in measured), sum(t.touching_edge for t in measured)
-    near, band, closest = max(
-        ((t.near_edge_share or 0, t.edge_band_share or 1, t) for t in measured),
-        key=lambda item: item[0] / item[1],
-    )
-    if not touching and near < band:
-        return
-    cut_off = (
-        f"{_count(touching, 'mask touches', 'masks touch')} the border of the frame"
-        f" ({share_text(touching / masks)}): such a defect goes on outside, measured lengths are"
-        " too short. "
-    )
-    yield Consequence(
-        "edge", Topic.COPE, "At the edge of the frame",
-        f"{cut_off if touching else ''}{share_text(near)} of {closest.title} lies within"
-        f" {EDGE_PX} px of the border, where {share_text(band)} of the pixels are; padding and"
-        " tiling must not spoil it.",
-        {"touching": touching, "touching_share": touching / masks, "edge_px": EDGE_PX,
-         "types": {t.id: {"near_edge_share": t.near_edge_share,
-                          "edge_band_share": t.edge_band_share} for t in measured}},
-    )  # fmt: skip
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _titles(types: Sequence[TypeSummary]) -> str:
-    """``Types 2, 4 and 5``."""
-    names = [t.title.removeprefix("type ") for t in types]
-    if len(names) == 1:
-        return f"type {names[0]}"
-    return f"types {', '.join(names[:-1])} and {names[-1]}"
-
-
-# JSON --------------------------------------------------------------------------------------------
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as JSON holds them; numbers with six significant digits."""
-    if hasattr(value, "to_json"):
-        return value.to_json()
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    return value

@@ -27,33 +27,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from steelsight import __version__
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.labels import CLASS_ID, FrameLabels, check_image_name, shown
+from steelsight.data.stratification import RULE, stratify
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import union_rle
-
-RULE = (
-    "A group is never divided. Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011)"
-    " with groups as units, over types, clean frames and pairs of types (Szymanski and Kajdanowicz"
-    " 2017): the rarest first, large groups before small ones. Then groups are moved and swapped"
-    " while that brings the counts closer to the wanted ones (chi-square)."
-)
 
 MAX_FILE_BYTES = 1 << 29
 """Largest split file that is read: about 1.5 million frames."""
 
 _MAX_SEED = (1 << 63) - 1
-_MAX_PAIRS = 64
-"""Pairs of types that are stratified, the most frequent ones."""
-_MAX_CANDIDATES = 1 << 22
-"""Moves or swaps that are weighed in one step: 32 MB."""
-_MAX_STEPS = 200
-"""Moves and swaps in all; 20 are usual."""
-_LEAST_GAIN = 1e-8
-"""Of a move or swap, in chi-square; well above rounding errors."""
 _SHARE_TOLERANCE = 1e-6
-
-_Ints = NDArray[np.int64]
-_Floats = NDArray[np.float64]
-
 
 # The manifest ------------------------------------------------------------------------------------
 
@@ -743,12 +725,7 @@ def make_split(
 ) -> Split:
     """Divides a data set into parts or folds that hold each type in proportion.
 
-    Method: iterative stratification (K. Sechidis, G. Tsoumakas, I. Vlahavas, "On the stratification
-    of multi-label data", ECML PKDD 2011) with pairs of types as further labels (P. Szymanski, T.
-    Kajdanowicz, "A network perspective on stratification of multi-label data", LIDTA 2017). The
-    units are groups, counted by their frames of each label. Groups make the greedy choice coarse,
-    because one assignment decides about many labels; so single groups are moved and swapped
-    afterwards, as long as the sum over parts and labels of (count - wanted)^2 / wanted falls.
+    How groups find their part is told in :mod:`steelsight.data.stratification`.
 
     Args:
         catalog: the data set, scanned.
@@ -791,20 +768,19 @@ def make_split(
 
     class_ids = catalog.label_set.class_ids
     unit_of = {group: unit for unit, group in enumerate(group_ids)}
-    counts_ul = _label_counts(
-        usable, np.array([unit_of[group_of[image]] for image in usable]), class_ids, count
+    part_of_unit = stratify(
+        _types_by_frame(usable, class_ids),
+        np.array([unit_of[group_of[image]] for image in usable]),
+        np.array(list(shares.values()), np.float64),
+        _seeded_ranks(group_ids, seed),
     )
-    shares_p = np.array(list(shares.values()), np.float64)
-    rank_u = _seeded_ranks(group_ids, seed)
-    part_of_u = _stratified(counts_ul, shares_p, rank_u)
-    part_of_u = _improved(part_of_u, counts_ul, shares_p, rank_u)
 
     names = list(shares)
     file_sha256 = {record.image: record.sha256 or "" for record in catalog.records}
     frames = tuple(
         FrameEntry(
             image=image,
-            part=names[part_of_u[unit_of[group_of[image]]]],
+            part=names[part_of_unit[unit_of[group_of[image]]]],
             group=group_of[image],
             types=_types(labels),
             sha256=file_sha256[image],
@@ -904,14 +880,10 @@ def _united(
     )
 
 
-def _label_counts(
-    usable: Mapping[str, FrameLabels], unit_f: _Ints, class_ids: Sequence[str], parts: int
-) -> _Ints:
-    """Frames of each label in each unit, shape (units, labels).
-
-    Labels are the types, clean, the pairs of types that are frequent enough to be in every part,
-    and last the frame itself.
-    """
+def _types_by_frame(
+    usable: Mapping[str, FrameLabels], class_ids: Sequence[str]
+) -> NDArray[np.int64]:
+    """Which types are on which frame, 0 or 1, shape (frames, types)."""
     column_of = {class_id: column for column, class_id in enumerate(class_ids)}
     types_ft = np.zeros((len(usable), len(class_ids)), np.int64)
     for row, (image, labels) in enumerate(usable.items()):
@@ -922,118 +894,15 @@ def _label_counts(
                     f" {_listed(class_ids)}; correct the label or add the type to the classes"
                 )
             types_ft[row, column_of[class_id]] = 1
-    clean_f = ~types_ft.any(axis=1)
-    together = np.triu(types_ft.T.astype(np.float64) @ types_ft, k=1)  # exact, and faster than int
-    first, second = np.nonzero(together >= parts)
-    most = np.argsort(-together[first, second], kind="stable")[:_MAX_PAIRS]
-    pairs_fl = types_ft[:, first[most]] * types_ft[:, second[most]]
-    labels_fl = np.column_stack((types_ft, clean_f, pairs_fl, np.ones(len(usable), np.int64)))
-    counts_ul = np.zeros((int(unit_f.max()) + 1, labels_fl.shape[1]), np.int64)
-    np.add.at(counts_ul, unit_f, labels_fl)
-    return counts_ul
+    return types_ft
 
 
-def _seeded_ranks(group_ids: Sequence[str], seed: int) -> _Ints:
+def _seeded_ranks(group_ids: Sequence[str], seed: int) -> NDArray[np.int64]:
     """A shuffled place for each group that depends on seed and name only."""
     digests = [hashlib.sha256(f"{seed}:{group}".encode()).digest() for group in group_ids]
     ranks = np.empty(len(group_ids), np.int64)
     ranks[sorted(range(len(group_ids)), key=digests.__getitem__)] = np.arange(len(group_ids))
     return ranks
-
-
-def _stratified(counts_ul: _Ints, shares_p: _Floats, rank_u: _Ints) -> _Ints:
-    """Iterative stratification: the part of each unit.
-
-    The label with the fewest frames left is next, so that rare ones are placed while there is
-    choice; its units go, those with most of its frames first, to the part that lacks most of it,
-    which is also where the squared deviation grows least; ties to the part that lacks most frames.
-    """
-    part_of_u = np.full(len(counts_ul), -1)
-    lacking_pl = np.outer(shares_p, counts_ul.sum(axis=0))
-    while (part_of_u < 0).any():
-        left_l = counts_ul[part_of_u < 0, :-1].sum(axis=0)
-        label = int(np.where(left_l > 0, left_l, np.iinfo(np.int64).max).argmin())
-        units = np.flatnonzero((part_of_u < 0) & (counts_ul[:, label] > 0))
-        order = np.lexsort((rank_u[units], -counts_ul[units, -1], -counts_ul[units, label]))
-        # One after the other: each choice depends on all before it.
-        for unit in units[order].tolist():
-            best = _largest(lacking_pl[:, label], np.arange(len(shares_p)))
-            best = _largest(lacking_pl[:, -1], best)
-            part = best[rank_u[unit] % len(best)]
-            part_of_u[unit] = part
-            lacking_pl[part] -= counts_ul[unit]
-    return part_of_u
-
-
-def _largest(values_p: _Floats, among: _Ints) -> _Ints:
-    """The parts with the largest value; rounded, since equal sums may differ in the last bit."""
-    values = np.round(values_p[among], 6)
-    largest: _Ints = among[values == values.max()]
-    return largest
-
-
-def _improved(part_of_u: _Ints, counts_ul: _Ints, shares_p: _Floats, rank_u: _Ints) -> _Ints:
-    """Steepest descent: moves or swaps units while sum (count - wanted)^2 / wanted falls.
-
-    Units with equal counts are interchangeable, so kinds of units are moved: a data set without
-    large groups has a few dozen of them, whatever its number of frames. No part stays empty.
-    """
-    kinds_kl, kind_of_u = np.unique(counts_ul, axis=0, return_inverse=True)
-    kind_of_u = kind_of_u.reshape(-1)
-    parts, kinds = len(shares_p), len(kinds_kl)
-    part_of_u = part_of_u.copy()
-    units_pk = np.zeros((parts, kinds), np.int64)
-    np.add.at(units_pk, (part_of_u, kind_of_u), 1)
-
-    def move(kind: int, source: int, target: int) -> None:
-        alike = np.flatnonzero((part_of_u == source) & (kind_of_u == kind))
-        part_of_u[alike[rank_u[alike].argmin()]] = target
-        units_pk[source, kind] -= 1
-        units_pk[target, kind] += 1
-
-    for empty in np.flatnonzero(units_pk.sum(axis=1) == 0).tolist():
-        source = int(units_pk.sum(axis=1).argmax())
-        there = np.flatnonzero(units_pk[source])
-        move(int(there[kinds_kl[there, -1].argmin()]), source, empty)
-
-    if parts * parts * kinds > _MAX_CANDIDATES:
-        return part_of_u
-    total_l = counts_ul.sum(axis=0)
-    weight_l = 1 / np.maximum(total_l, 1)
-    alike_kk = (kinds_kl * weight_l) @ kinds_kl.T
-    both_pp = 1 / shares_p[:, None] + 1 / shares_p
-    for _ in range(_MAX_STEPS):
-        excess_pl = units_pk @ kinds_kl - np.outer(shares_p, total_l)
-        push_pk = 2 * (excess_pl * weight_l) @ kinds_kl.T / shares_p[:, None]
-        own_pk = np.diagonal(alike_kk) / shares_p[:, None]
-        # What is added to the sum when a unit of a kind (k) goes from one part (p) to another (q).
-        move_pqk = (own_pk - push_pk)[:, None] + (own_pk + push_pk)[None]
-        move_pqk[np.arange(parts), np.arange(parts)] = np.inf
-        move_pqk[np.broadcast_to((units_pk == 0)[:, None], move_pqk.shape)] = np.inf
-        candidates = [move_pqk]
-        if parts * parts * kinds * kinds <= _MAX_CANDIDATES:
-            # Kind k goes from p to q, kind j from q to p.
-            swap_pqkj = (
-                move_pqk[..., :, None]
-                + move_pqk.swapaxes(0, 1)[..., None, :]
-                - 2 * both_pp[..., None, None] * alike_kk
-            )
-            candidates.append(swap_pqkj)
-        move_pqk[units_pk.sum(axis=1) == 1] = np.inf
-        change, (source, target, kind, *other) = min(map(_smallest, candidates))
-        if change > -_LEAST_GAIN:
-            break
-        move(kind, source, target)
-        if other:
-            move(other[0], target, source)
-    return part_of_u
-
-
-def _smallest(values: _Floats) -> tuple[float, tuple[int, ...]]:
-    """The smallest value and the first place of it; rounded as in :func:`_largest`."""
-    rounded = np.round(values, 9)
-    place = int(rounded.argmin())
-    return float(rounded.flat[place]), tuple(map(int, np.unravel_index(place, values.shape)))
 
 
 def _shortfalls(

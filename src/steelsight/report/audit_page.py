@@ -7,57 +7,24 @@ bounded, and the page says how many of how many; every frame concerned is in the
 The same input gives the same bytes.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-from steelsight.data.audit import Audit, Code, Evidence, Finding, Severity
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.duplicates import Duplicates, Turn, turned
-from steelsight.errors import DecodeError, InputError, LabelError
+from steelsight.data.findings import Audit, Code, Evidence, Finding, Severity
+from steelsight.errors import DecodeError, LabelError
 from steelsight.imaging import read_file
 from steelsight.masks import decode_rle
-from steelsight.report.charts import line_svg, visible
-from steelsight.report.html import _environment
-from steelsight.report.overlays import (
-    LINE_PATTERNS,
-    Box,
-    Grey,
-    Mask,
-    Rgb,
-    _fitted,
-    _outline,
-    _resized,
-    _resized_mask,
-    _tint,
-    data_uri,
-    encode_jpeg,
-)
-from steelsight.report.plots import PALETTE
-
-TURN_WORDS: Mapping[Turn, str] = {
-    Turn.NONE: "not turned",
-    Turn.FLIP_LEFT_RIGHT: "flipped left to right",
-    Turn.FLIP_UP_DOWN: "flipped upside down",
-    Turn.ROTATE_180: "rotated by 180°",
-    Turn.ROTATE_90: "rotated by 90° counter-clockwise",
-    Turn.ROTATE_270: "rotated by 90° clockwise",
-    Turn.TRANSPOSE: "flipped over the falling diagonal",
-    Turn.ANTI_TRANSPOSE: "flipped over the rising diagonal",
-}
-"""What was done to the first frame of a pair; completes "the left one is ..."."""
-
-WIDE = 2.5
-"""Frames wider than this many times their height are shown one above the other."""
-MARKER_RGB = (255, 176, 0)
+from steelsight.report.data_page import TURN_WORDS, is_wide, label_classes
+from steelsight.report.overlays import Box, Grey, Mask, Rgb, draw_labels, encode_jpeg
+from steelsight.report.page import PictureBudget, legend, render_page, write_page
+from steelsight.report.svg import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,40 +103,23 @@ def write_audit_page(
     """
     page = _Page(catalog, limits or AuditPageLimits())
     sections = [(finding, page.section(finding)) for finding in audit.findings]
-    text = (
-        _environment()
-        .get_template("audit.html.j2")
-        .render(
-            audit=audit,
-            counts=audit.counts,
-            severities={s: audit.count(s) for s in Severity},
-            sections=sections,
-            classes=catalog.label_set.classes,
-            families=sorted(Counter(map(len, duplicates.groups)).items()),
-            run={
-                "title": title,
-                "source": source,
-                "command": command,
-                "created": created,
-                "files": files or {},
-            },
-            limits=page.limits,
-        )
+    text = render_page(
+        "audit.html.j2",
+        audit=audit,
+        counts=audit.counts,
+        severities={s: audit.count(s) for s in Severity},
+        sections=sections,
+        classes=catalog.label_set.classes,
+        families=sorted(Counter(map(len, duplicates.groups)).items()),
+        run={
+            "title": title,
+            "source": source,
+            "command": command,
+            "created": created,
+            "files": files or {},
+        },
     )
-    beside = path.with_name(f".audit-{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Lone surrogates in names were made readable by visible(); any other becomes "?".
-        beside.write_bytes(text.encode("utf-8", errors="replace"))
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}), expected a file in a folder with room;"
-            " check the path, its permissions and the free space"
-        ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+    write_page(path, text)
 
 
 _ORDER: Mapping[Code, str] = {
@@ -201,8 +151,9 @@ class _Page:
         self.limits = limits
         self._records = {record.image: record for record in catalog.records}
         self._classes = catalog.label_set.classes
+        self._drawn_as = label_classes(catalog.label_set.classes)
         self._policy = catalog.policy
-        self._bytes_left = limits.picture_bytes
+        self._budget = PictureBudget(limits.picture_bytes)
         self._drawn: set[str] = set()
         """Types outlined in the present section."""
 
@@ -224,7 +175,7 @@ class _Page:
                 if case.pictures and all(p.uri is None for p in case.pictures):
                     continue  # the budget is spent, or the file is gone
                 cases.append(case)
-        wide = any(p.size_wh[0] > WIDE * p.size_wh[1] for c in cases for p in c.pictures)
+        wide = any(is_wide(p.size_wh) for c in cases for p in c.pictures)
         listed = [
             (tuple(map(self._short, e.images)), self._line(e.text)) for e in finding.evidence
         ] or [((self._short(image),), "") for image in finding.images]
@@ -243,12 +194,11 @@ class _Page:
         }
 
     def _legend(self) -> list[tuple[str, str]]:
+        """Of the types outlined in this section."""
+        samples = [sample for _, sample in legend(self._drawn_as)]
         return [
-            (
-                f"type {c.name}",
-                line_svg(PALETTE[i % len(PALETTE)], LINE_PATTERNS[i % len(LINE_PATTERNS)]),
-            )
-            for i, c in enumerate(self._classes)
+            (f"type {c.name}", sample)
+            for c, sample in zip(self._classes, samples, strict=True)
             if c.id in self._drawn
         ]
 
@@ -280,7 +230,7 @@ class _Page:
     def _is_wide(self, image: str) -> bool:
         record = self._records.get(image)
         size_wh = record.size_wh if record else None
-        return size_wh is not None and size_wh[0] > WIDE * size_wh[1]
+        return size_wh is not None and is_wide(size_wh)
 
     def _whole(
         self, record: FrameRecord, fit_wh: tuple[int, int], turn: Turn, marker: Box | None
@@ -288,18 +238,12 @@ class _Page:
         pixels = self._read(record)
         if pixels is None:
             return self._encoded(record, None)
-        grey = np.ascontiguousarray(turned(pixels[0], turn))
-        masks = {c: np.ascontiguousarray(turned(m, turn)) for c, m in pixels[1].items()}
-        size_wh = _fitted((grey.shape[1], grey.shape[0]), fit_wh)
-        rgb = self._outlined(
-            _resized(grey, size_wh), {c: _resized_mask(m, size_wh) for c, m in masks.items()}
-        )
+        grey = turned(pixels[0], turn)
+        masks = {c: turned(m, turn) for c, m in pixels[1].items()}
         if marker is not None:
-            block = np.zeros(grey.shape, np.bool_)
             x, y, w, h = marker
-            block[max(y - h, 0) : y + 2 * h, max(x - w, 0) : x + 2 * w] = True
-            _outline(rgb, _resized_mask(block, size_wh), MARKER_RGB, LINE_PATTERNS[0], 1)
-        return self._encoded(record, rgb)
+            marker = (x - w, y - h, 3 * w, 3 * h)
+        return self._encoded(record, self._draw(grey, masks, fit_wh, marker))
 
     def _detail(self, record: FrameRecord, bbox_xywh: Box) -> Picture:
         """The box with some surroundings; small ones enlarged so that single pixels show."""
@@ -313,23 +257,19 @@ class _Page:
             _span(y + h // 2, max(side, h), grey.shape[0]),
             _span(x + w // 2, max(side, w), grey.shape[1]),
         )
-        part = np.ascontiguousarray(grey[window])
-        scale = self.limits.detail_px / max(part.shape)
-        if scale >= 2:
-            scale = int(scale)
-        size_wh = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
-        if scale >= 2:
-            part = np.asarray(cv2.resize(part, size_wh, interpolation=cv2.INTER_NEAREST), np.uint8)
-        inside = {c: np.ascontiguousarray(m[window]) for c, m in masks.items()}
-        rgb = self._outlined(
-            _resized(part, size_wh),
-            {c: _resized_mask(m, size_wh) for c, m in inside.items() if m.any()},
-        )
-        return self._encoded(record, rgb)
+        shown = grey[window]
+        inside = {c: m[window] for c, m in masks.items()}
+        limit_px = self.limits.detail_px
+        scale = limit_px // max(shown.shape)
+        if scale < 2:
+            return self._encoded(record, self._draw(shown, inside, (limit_px, limit_px)))
+        shown = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+        inside = {c: m.repeat(scale, axis=0).repeat(scale, axis=1) for c, m in inside.items()}
+        return self._encoded(record, self._draw(shown, inside, None))
 
     def _read(self, record: FrameRecord) -> tuple[Grey, dict[str, Mask]] | None:
         """Pixels and masks; ``None`` without a picture or without room for it."""
-        if record.path is None or record.size_wh is None or self._bytes_left <= 0:
+        if record.path is None or record.size_wh is None or self._budget.exceeded:
             return None
         try:
             grey = read_file(record.path, policy=self._policy).grey_hw
@@ -345,24 +285,26 @@ class _Page:
                     continue  # a finding of its own
         return grey, masks
 
-    def _outlined(self, grey: Grey, masks: Mapping[str, Mask]) -> Rgb:
-        rgb = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-        present = [(i, c.id) for i, c in enumerate(self._classes) if c.id in masks]
-        for index, class_id in present:
-            _tint(rgb, masks[class_id], _rgb(index))
-        for index, class_id in present:
-            pattern = LINE_PATTERNS[index % len(LINE_PATTERNS)]
-            _outline(rgb, masks[class_id], _rgb(index), pattern, 1)
-            self._drawn.add(class_id)
-        return rgb
+    def _draw(
+        self,
+        grey: Grey,
+        masks: Mapping[str, Mask],
+        fit_wh: tuple[int, int] | None,
+        marked_xywh: Box | None = None,
+    ) -> Rgb:
+        self._drawn.update(class_id for class_id, mask in masks.items() if mask.any())
+        return draw_labels(
+            np.ascontiguousarray(grey),
+            {c: np.ascontiguousarray(m) for c, m in masks.items()},
+            self._drawn_as,
+            fit_wh=fit_wh,
+            named=False,  # the caption and the legend name the types
+            marked_xywh=marked_xywh,
+        )
 
-    def _encoded(self, record: FrameRecord, rgb: npt.NDArray[np.uint8] | None) -> Picture:
-        uri, size_wh = None, (0, 0)
-        if rgb is not None:
-            jpeg = encode_jpeg(rgb)
-            self._bytes_left -= len(jpeg)
-            if self._bytes_left >= 0:
-                uri, size_wh = data_uri(jpeg, "image/jpeg"), (rgb.shape[1], rgb.shape[0])
+    def _encoded(self, record: FrameRecord, rgb: Rgb | None) -> Picture:
+        uri = None if rgb is None else self._budget.embedded(encode_jpeg(rgb))
+        size_wh = (0, 0) if rgb is None or uri is None else (rgb.shape[1], rgb.shape[0])
         return Picture(self._short(record.image), self._label(record), uri, size_wh)
 
     def _label(self, record: FrameRecord) -> str:
@@ -391,11 +333,6 @@ def _bounded(text: str, characters: int) -> str:
 def _span(centre: int, length: int, end: int) -> slice:
     start = min(max(centre - length // 2, 0), max(end - length, 0))
     return slice(start, min(start + length, end))
-
-
-def _rgb(index: int) -> tuple[int, int, int]:
-    value = int(PALETTE[index % len(PALETTE)].removeprefix("#"), 16)
-    return value >> 16, value >> 8 & 255, value & 255
 
 
 def _parts_table(finding: Finding, names: Mapping[str, str]) -> Sequence[Sequence[str]]:

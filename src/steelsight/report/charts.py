@@ -8,10 +8,8 @@ light or dark page; and the same numbers always give the same bytes.
 A chart is a class with ``add`` for one frame and ``svg`` for the picture.
 """
 
-import base64
 import math
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import cv2
@@ -19,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from steelsight.defects import Defect, DefectClass, Verdict
+from steelsight.report import svg
+from steelsight.report.overlays import data_uri
+from steelsight.report.svg import visible
 
 VERDICTS = (Verdict.OK, Verdict.NG, Verdict.UNKNOWN)
 
@@ -99,7 +100,7 @@ class StripMap:
         count = math.ceil(self.frames / self.frames_per_column)
         one = self.frames_per_column == 1
         each = "one frame" if one else f"{self.frames_per_column} frames"
-        parts = [_text("0", 13, f"Verdict, one column is {each}", "caption")]
+        parts = [svg.text("0", 13, f"Verdict, one column is {each}", "caption")]
         top = self.CAPTION_PX
         parts.append(f'<rect class="ok" x="0" y="{top}" width="100%" height="{self.ROW_PX}"/>')
         for column in range(count):
@@ -109,22 +110,22 @@ class StripMap:
                 cells = f'<a href="{escape(href)}">{cells}<title>{escape(visible(tip))}</title></a>'
             parts.append(cells)
         if count <= 120:  # hairlines between frames, where there is room for them
-            parts += [_rule(100 * c / count, top, self.ROW_PX, "gap") for c in range(1, count)]
+            parts += [svg.rule(100 * c / count, top, self.ROW_PX, "gap") for c in range(1, count)]
         top += self.ROW_PX + self.GAP_PX
         pixels = np.maximum(self._lane_pixels[:count], 1)
         share = self._area[:count] / pixels[:, None, None]  # column, type, lane
         strongest = float(share.max(initial=0))
         if strongest > 0:
             note = f"full colour: {share_text(min(strongest, 1))} of the place is defective"
-            parts.append(_text("100%", top + 13, note, "tick minor", "end"))
+            parts.append(svg.text("100%", top + 13, note, "tick minor", "end"))
         for index, defect_class in enumerate(self.classes):
-            parts.append(_text("0", top + 13, defect_class.name, "caption"))
+            parts.append(svg.text("0", top + 13, defect_class.name, "caption"))
             relative = share[:, index].T / (strongest or 1)
             parts.append(self._band(defect_class.rgb, relative, top + self.CAPTION_PX))
             top += self.CAPTION_PX + self.ROW_PX + self.GAP_PX
         parts.append(self._axis(count, top))
         label = f"Verdicts and places of defects along {self.frames:,} frames"
-        return _svg(top + self.AXIS_PX, label, parts)
+        return svg.chart(top + self.AXIS_PX, label, parts)
 
     def _verdict_cells(self, column: int, count: int, top: int) -> str:
         """What is not OK in one column, stacked from below upon the green row.
@@ -142,9 +143,9 @@ class StripMap:
                 height = min(height, bottom - top)
                 bottom -= height
                 cells.append(
-                    f'<rect class="{name}" x="{_percent(100 * column / count)}" '
-                    f'y="{_number(bottom)}" '
-                    f'width="{_percent(100 / count)}" height="{_number(height)}"/>'
+                    f'<rect class="{name}" x="{svg.percent(100 * column / count)}" '
+                    f'y="{svg.number(bottom)}" '
+                    f'width="{svg.percent(100 / count)}" height="{svg.number(height)}"/>'
                 )
         return "".join(cells)
 
@@ -158,7 +159,7 @@ class StripMap:
         rgba[..., :3] = rgb
         rgba[..., 3] = np.round(255 * alpha)
         encoded = cv2.imencode(".png", rgba[..., [2, 1, 0, 3]])[1].tobytes()
-        uri = "data:image/png;base64," + base64.b64encode(encoded).decode()
+        uri = data_uri(encoded, "image/png")
         return (
             f'<rect class="lane" x="0" y="{top}" width="100%" height="{self.ROW_PX}"/>'
             f'<image x="0" y="{top}" width="100%" height="{self.ROW_PX}" '
@@ -170,9 +171,9 @@ class StripMap:
         marks = [("0%", 1, "start"), ("100%", self.frames, "end")]
         if self.frames >= 9:
             middle = math.ceil(count / 2) * self.frames_per_column  # first frame of that column
-            marks.insert(1, (_percent(100 * math.ceil(count / 2) / count), middle + 1, "middle"))
+            marks.insert(1, (svg.percent(100 * math.ceil(count / 2) / count), middle + 1, "middle"))
         return "".join(
-            _text(x, top + 8, f"frame {number:,}" if anchor == "start" else f"{number:,}",
+            svg.text(x, top + 8, f"frame {number:,}" if anchor == "start" else f"{number:,}",
                   "tick", anchor)
             for x, number, anchor in marks
         )  # fmt: skip
@@ -228,39 +229,38 @@ class ProbabilityHistogram:
         for verdict, counts in rows:
             name, highest = verdict.value.lower(), int(counts.max())
             frames = f"{int(counts.sum()):,} {verdict.value}"
-            parts.append(_text("0", top + 12, f"{frames}, highest bar {highest:,}", "caption"))
+            parts.append(svg.text("0", top + 12, f"{frames}, highest bar {highest:,}", "caption"))
             top += self.GAP_PX + self.ROW_PX
             for index in np.flatnonzero(counts):
                 height = max(self.ROW_PX * int(counts[index]) / highest, 2)
-                left, width = _percent(100 * index / self.BINS), _percent(100 / self.BINS)
+                left, width = svg.percent(100 * index / self.BINS), svg.percent(100 / self.BINS)
                 parts.append(
-                    f'<rect class="{name} column" x="{left}" y="{_number(top - height)}" '
-                    f'width="{width}" height="{_number(height)}"/>'
+                    f'<rect class="{name} column" x="{left}" y="{svg.number(top - height)}" '
+                    f'width="{width}" height="{svg.number(height)}"/>'
                 )
-            parts.append(_baseline(top))
+            parts.append(svg.baseline(top))
             top += 12
         top -= 12
         for row, (label, probability) in enumerate(named):
             x = self._position(probability)
             y = self.HEAD_PX * row
             anchor, shift = ("end", -6) if x > 50 else ("start", 6)
-            parts.insert(0, _rule(x, y, top - y, "threshold"))  # below the text
-            parts.append(
-                _text(_percent(x), y + 12, f"{label} {probability:.3g}", "mark", anchor, shift)
-            )
+            parts.insert(0, svg.rule(x, y, top - y, "threshold"))  # below the text
+            said = f"{label} {probability:.3g}"
+            parts.append(svg.text(svg.percent(x), y + 12, said, "mark", anchor, shift))
         for value, rank in self.TICKS:
             x = self._position(value)
             anchor = "start" if x < 1 else "end" if x > 99 else "middle"
             label = {0.0001: "≤ 0.0001", 0.9999: "≥ 0.9999"}.get(value, f"{value:g}")
-            parts.append(_rule(x, top, 5, "tickmark"))
-            parts.append(_text(_percent(x), top + 19, label, f"tick {rank}", anchor))
+            parts.append(svg.rule(x, top, 5, "tickmark"))
+            parts.append(svg.text(svg.percent(x), top + 19, label, f"tick {rank}", anchor))
         label = f"Faulty probability of {self.total:,} frames"
-        return _svg(top + self.AXIS_PX, label, parts)
+        return svg.chart(top + self.AXIS_PX, label, parts)
 
 
 def bar_svg(share: float, colour: str) -> str:
     """One bar for a table cell, ``share`` 0..1 of the cell's width."""
-    width = _percent(100 * min(max(share, 0.0), 1.0))
+    width = svg.percent(100 * min(max(share, 0.0), 1.0))
     return (
         '<svg class="minibar" xmlns="http://www.w3.org/2000/svg" width="100%" height="10" '
         'aria-hidden="true"><rect class="lane" width="100%" height="10" rx="2"/>'
@@ -287,55 +287,3 @@ def share_text(value: float) -> str:
     if percent < 0.01:
         return "< 0.01 %"
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
-
-
-def visible(text: str) -> str:
-    """Makes what would act unseen visible: U+202E, which turns text around, becomes ‹U+202E›.
-
-    Controls, direction marks, lone surrogates and private characters; the joiner and the
-    variation selector that emoji are made of stay.
-    """
-    return "".join(_visible_characters(text))
-
-
-def _visible_characters(text: str) -> Iterator[str]:
-    for character in text:
-        hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-        if hidden and character != "\u200d":
-            yield f"‹U+{ord(character):04X}›"
-        else:
-            yield character
-
-
-def _svg(height: int, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" width="100%" height="{height}" '
-        f'role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
-
-
-def _text(x: str, y: int, text: str, name: str, anchor: str = "start", shift: int = 0) -> str:
-    offset = f' dx="{shift}"' if shift else ""
-    return (
-        f'<text class="{name}" x="{x}" y="{y}"{offset} text-anchor="{anchor}">'
-        f"{escape(visible(text))}</text>"
-    )
-
-
-def _rule(x: float, y: float, height: float, name: str) -> str:
-    at = _percent(x)
-    return (
-        f'<line class="{name}" x1="{at}" x2="{at}" y1="{_number(y)}" y2="{_number(y + height)}"/>'
-    )
-
-
-def _baseline(y: float) -> str:
-    return f'<line class="axis" x1="0" x2="100%" y1="{_number(y)}" y2="{_number(y)}"/>'
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _percent(value: float) -> str:
-    return f"{_number(value)}%"

@@ -5,57 +5,43 @@ known (no images, no masks) leaves its section out and says so in one sentence. 
 the same bytes.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn
-from steelsight.data.explore import (
+from steelsight.data.audit_masks import SPECK_PX
+from steelsight.data.consequences import (
     CONFIDENCE,
+    TEST_SHARE,
+    WANTED_RATE,
+    frames_in_test,
+    frames_to_prove,
+    share_text,
+    smallest_provable_rate,
+)
+from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn
+from steelsight.data.labels import LabelSet
+from steelsight.data.summary import (
     EDGE_PX,
     SHRINK_FACTORS,
-    SPECK_AREA_PX,
-    TEST_SHARE,
     THIN_PX,
-    WANTED_RATE,
     Distribution,
     Example,
     Series,
     Summary,
     Topic,
     TypeSummary,
-    frames_in_test,
-    frames_to_prove,
-    share_text,
-    smallest_provable_rate,
 )
-from steelsight.data.labels import FrameLabels, LabelClass, LabelSet
 from steelsight.defects import DefectClass
 from steelsight.errors import DecodeError, InputError
 from steelsight.imaging import read_file
-from steelsight.masks import decode_rle, regions
-from steelsight.report.charts import bar_svg, line_svg, visible
-from steelsight.report.html import _environment
-from steelsight.report.overlays import (
-    LINE_PATTERNS,
-    MAX_LABELS,
-    _fitted,
-    _Labels,
-    _outline,
-    _resized,
-    _resized_mask,
-    _scaled_box,
-    _tint,
-    data_uri,
-    encode_jpeg,
-)
+from steelsight.masks import decode_rle
+from steelsight.report.charts import bar_svg
+from steelsight.report.data_page import TURN_WORDS, is_wide, label_classes
+from steelsight.report.overlays import draw_labels, encode_jpeg
+from steelsight.report.page import PictureBudget, legend, render_page, write_page
 from steelsight.report.plots import (
-    PALETTE,
     Bar,
     BinnedRow,
     bars_svg,
@@ -66,25 +52,11 @@ from steelsight.report.plots import (
     sequence_svg,
 )
 
-WIDE = 2.5
-"""Frames at least this many times as wide as high are shown one below the other."""
-
 TOPICS: Mapping[Topic, str] = {
     Topic.MEND: "Look at this before training",
     Topic.PROVE: "What a test here can prove",
     Topic.SCORE: "How to read a score",
     Topic.COPE: "What a detector has to cope with",
-}
-
-TURNS: Mapping[Turn, str] = {
-    Turn.NONE: "",
-    Turn.FLIP_LEFT_RIGHT: "flipped left to right",
-    Turn.FLIP_UP_DOWN: "flipped upside down",
-    Turn.ROTATE_180: "turned by 180°",
-    Turn.ROTATE_90: "turned by 90° counter-clockwise",
-    Turn.ROTATE_270: "turned by 90° clockwise",
-    Turn.TRANSPOSE: "mirrored at the falling diagonal",
-    Turn.ANTI_TRANSPOSE: "mirrored at the rising diagonal",
 }
 
 LIKENESSES: Mapping[Likeness, str] = {
@@ -149,20 +121,7 @@ def write_explore_page(
         files=files,
         limits=limits,
     )
-    beside = path.with_name(f".page-{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Names may hold lone surrogates; visible() has made them readable, any other is "?".
-            beside.write_bytes(text.encode("utf-8", errors="replace"))
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}), expected a file in a folder with room;"
-            " check the path, its permissions and the free space"
-        ) from error
+    write_page(path, text)
 
 
 def render_explore_page(
@@ -179,7 +138,7 @@ def render_explore_page(
 ) -> str:
     """The page as text; see :func:`write_explore_page`."""
     limits = limits or PageLimits()
-    classes = {c.id: c for c in defect_classes(label_set.classes)}
+    classes = {c.id: c for c in label_classes(label_set.classes)}
     types = sorted(summary.types, key=lambda t: -t.frames)[: limits.types]
     types = [t for t in summary.types if t in types]  # back in the order of the labels
     pictures = _Pictures(label_set, tuple(classes.values()), limits.picture_bytes)
@@ -187,8 +146,8 @@ def render_explore_page(
         (t, classes[t.id], [_shot(e, pictures) for e in summary.examples if e.class_id == t.id])
         for t in types
     ]
-    page = _environment().get_template("explore.html.j2")
-    return page.render(
+    return render_page(
+        "explore.html.j2",
         s=summary,
         title=title or label_set.source.name or summary.source,
         source=source or summary.source,
@@ -208,10 +167,7 @@ def render_explore_page(
         examples=[(t, c, shots) for t, c, shots in examples if shots],
         clean_shots=[_shot(e, pictures) for e in summary.clean_examples],
         families=_families(duplicates, label_set, pictures, limits),
-        legend=[
-            (c.name, line_svg(c.colour, LINE_PATTERNS[i % len(LINE_PATTERNS)]))
-            for i, c in enumerate(classes.values())
-        ][: limits.types],
+        legend=legend(tuple(classes.values()))[: limits.types],
         least_px=_least_px(summary),
         share_text=share_text,
         needed=frames_to_prove(WANTED_RATE),
@@ -220,60 +176,11 @@ def render_explore_page(
             "test": f"{100 * TEST_SHARE:g}",
             "wanted": f"{100 * WANTED_RATE:g}",
             "edge": EDGE_PX,
-            "speck": SPECK_AREA_PX,
+            "speck": SPECK_PX,
             "thin": THIN_PX,
             "factors": [str(f) for f in SHRINK_FACTORS],
         },
     )
-
-
-def defect_classes(classes: Sequence[LabelClass]) -> tuple[DefectClass, ...]:
-    """The types as they are drawn: ``Type 3`` instead of a bare number, and a colour each."""
-    return tuple(
-        DefectClass(c.id, f"Type {c.name}" if c.name.isdecimal() else c.name,
-                    PALETTE[i % len(PALETTE)])
-        for i, c in enumerate(classes)
-    )  # fmt: skip
-
-
-def draw_labels(
-    grey_hw: npt.NDArray[np.uint8],
-    labels: FrameLabels,
-    classes: Sequence[DefectClass],
-    *,
-    fit_wh: tuple[int, int] | None = None,
-) -> npt.NDArray[np.uint8]:
-    """The frame with its labelled masks outlined as ``draw_overlay`` outlines results.
-
-    Without probabilities: a label has none. Arguments and result as those of ``draw_overlay``.
-
-    Raises:
-        LabelError: a mask does not fit the frame.
-    """
-    height, width = grey_hw.shape
-    size = _fitted((width, height), fit_wh)
-    rgb = np.repeat(_resized(grey_hw, size)[..., None], 3, axis=2)
-    full = {
-        class_id: decode_rle(rle, (width, height), where=f"image {visible(labels.image)}")
-        for class_id, rle in labels.rle_by_class.items()
-    }
-    if not full:
-        return rgb
-    masks = {class_id: _resized_mask(mask, size) for class_id, mask in full.items()}
-    unit = max(1, round(max(size) / 2000))
-    drawn = [(i, c) for i, c in enumerate(classes) if c.id in masks]
-    for _, defect_class in drawn:
-        _tint(rgb, masks[defect_class.id], defect_class.rgb)
-    for index, defect_class in drawn:
-        pattern = LINE_PATTERNS[index % len(LINE_PATTERNS)]
-        _outline(rgb, masks[defect_class.id], defect_class.rgb, pattern, unit)
-    scale = (size[0] / width, size[1] / height)
-    plates = _Labels(rgb, np.logical_or.reduce(list(masks.values())), unit)
-    found = [(r, c) for _, c in drawn for r in regions(full[c.id])]
-    for region, defect_class in sorted(found, key=lambda rc: -rc[0].area_px)[:MAX_LABELS]:
-        box = _scaled_box(region.bbox_xywh, scale)
-        plates.put(visible(defect_class.name), box, defect_class.rgb)
-    return rgb
 
 
 # Pictures ----------------------------------------------------------------------------------------
@@ -295,7 +202,7 @@ class _Pictures:
     def __init__(self, label_set: LabelSet, classes: tuple[DefectClass, ...], byte_limit: int):
         self._label_set = label_set
         self._classes = classes
-        self._left = byte_limit
+        self._budget = PictureBudget(byte_limit)
         self._made: dict[str, tuple[str, tuple[int, int]] | None] = {}
 
     def of(self, image: str) -> tuple[str, tuple[int, int]] | None:
@@ -311,21 +218,22 @@ class _Pictures:
         try:
             grey = read_file(path).grey_hw
             height, width = grey.shape
-            fit = (1120, 560) if width >= WIDE * height else (640, 640)
-            labels = self._label_set.frames.get(image) or FrameLabels(image, {})
-            picture = draw_labels(grey, labels, self._classes, fit_wh=fit)
-            jpeg = encode_jpeg(picture)
+            labels = self._label_set.frames.get(image)
+            masks = {
+                class_id: decode_rle(rle, (width, height))
+                for class_id, rle in (labels.rle_by_class.items() if labels else ())
+            }
         except (DecodeError, InputError):  # the page tells that it has no picture of this frame
             return None
-        if len(jpeg) > self._left:
-            return None
-        self._left -= len(jpeg)
-        return data_uri(jpeg, "image/jpeg"), (picture.shape[1], picture.shape[0])
+        fit_wh = (1120, 560) if is_wide((width, height)) else (640, 640)
+        picture = draw_labels(grey, masks, self._classes, fit_wh=fit_wh)
+        uri = self._budget.embedded(encode_jpeg(picture))
+        return None if uri is None else (uri, (picture.shape[1], picture.shape[0]))
 
 
 def _shot(example: Example, pictures: _Pictures) -> Shot:
-    rank = {10: "small", 50: "middling", 90: "large"}
-    light = {10: "dark", 50: "middling", 90: "bright"}
+    rank = {10: "small", 50: "typical", 90: "large"}
+    light = {10: "dark", 50: "typical", 90: "bright"}
     said = ""
     if example.area_px is not None:
         said = f"{example.area_px:,} px, {rank.get(example.percentile or 0, '')} for its type"
@@ -375,10 +283,10 @@ def _families(
 
 
 def _likeness(pairs: Sequence[DuplicatePair], label_set: LabelSet, image: str) -> str:
-    """``the same pixels as a.png, turned by 180°; test; type 3``."""
+    """``the same pixels as a.png, rotated by 180° · test · Type 3``."""
     parts = []
     for pair in pairs[:1]:
-        turn = f", {TURNS[pair.turn]}" if TURNS[pair.turn] else ""
+        turn = "" if pair.turn is Turn.NONE else f", {TURN_WORDS[pair.turn]}"
         parts.append(f"{LIKENESSES[pair.likeness]} as {pair.a}{turn}")
     labels = label_set.frames.get(image)
     if labels is None:
@@ -386,7 +294,7 @@ def _likeness(pairs: Sequence[DuplicatePair], label_set: LabelSet, image: str) -
     else:
         if labels.split:
             parts.append(labels.split)
-        names = {c.id: c.name for c in defect_classes(label_set.classes)}
+        names = {c.id: c.name for c in label_classes(label_set.classes)}
         if labels.disputed:
             parts.append("disputed")
         elif labels.clean:
@@ -508,6 +416,5 @@ def _per_cent(series: Series) -> Series:
 
 def _least_px(summary: Summary) -> dict[str, int]:
     """Least width of a column of pictures and of heat maps, by the shape of most frames."""
-    (width, height), _ = summary.sizes[0] if summary.sizes else ((1, 1), 0)
-    wide = width >= WIDE * height
+    wide = bool(summary.sizes) and is_wide(summary.sizes[0][0])
     return {"shots": 640 if wide else 320, "heats": 440 if wide else 240}

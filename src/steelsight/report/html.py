@@ -7,38 +7,21 @@ of 12,568 frames needs no more memory than one of 200. ``write`` renders
 
 import heapq
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from steelsight import masks
 from steelsight.defects import DefectClass, Inspection, Reason, Verdict
 from steelsight.errors import InputError
-from steelsight.report.charts import (
-    VERDICTS,
-    ProbabilityHistogram,
-    StripMap,
-    bar_svg,
-    line_svg,
-    share_text,
-    visible,
-)
-from steelsight.report.overlays import (
-    LINE_PATTERNS,
-    TRUTH_PATTERN,
-    class_masks,
-    data_uri,
-    draw_overlay,
-    encode_jpeg,
-)
+from steelsight.report.charts import VERDICTS, ProbabilityHistogram, StripMap, bar_svg, line_svg
+from steelsight.report.overlays import TRUTH_PATTERN, class_masks, draw_overlay, encode_jpeg
+from steelsight.report.page import PictureBudget, css_colour, legend, render_page, write_page
 
 Truth = Mapping[str, npt.NDArray[np.bool_] | None]
 """Types truly on a frame, each with its mask, or ``None`` where only the type is known; an empty
@@ -221,17 +204,12 @@ class ReportBuilder:
         shelf.put(rank, item)
 
     def write(self, path: Path, run: RunInfo) -> None:
-        """Writes the report to ``path``: first beside it, then replaced at once."""
-        text = self.render(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".report-{os.getpid()}.tmp")
-        try:
-            # Names may hold lone surrogates (bytes that are no UTF-8); visible() has made those
-            # in names readable, any other becomes "?".
-            beside.write_bytes(text.encode("utf-8", errors="replace"))
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        """Writes the report to ``path``: first beside it, then replaced at once.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_page(path, self.render(run))
 
     def render(self, run: RunInfo) -> str:
         """The page as text."""
@@ -246,8 +224,8 @@ class ReportBuilder:
         rate = run.frames_per_second
         if rate is None and run.seconds > 0:
             rate = self.seen / run.seconds
-        page = _environment().get_template("report.html.j2")
-        return page.render(
+        return render_page(
+            "report.html.j2",
             run=run,
             sentence=self._sentence(run),
             counts={v.value: n for v, n in self.counts.items()},
@@ -257,7 +235,7 @@ class ReportBuilder:
             classes=self.classes,
             names={c.id: c.name for c in self.classes},
             notes=self.notes.most_common(NOTES_SHOWN),
-            colours={c.id: _css_colour(c) for c in self.classes},
+            colours={c.id: css_colour(c) for c in self.classes},
             legend=self._legend(),
             strip_svg=self._strip.svg(targets),
             histogram_svg=self._histogram.svg(run.marked_probabilities),
@@ -372,13 +350,13 @@ class ReportBuilder:
         self, shelves: Mapping[str, Sequence[GalleryItem]]
     ) -> dict[int, str]:
         """Frame number -> data URI, until the bytes are spent; the first shelves matter most."""
-        left = self.limits.picture_bytes
+        budget = PictureBudget(self.limits.picture_bytes)
         pictures = {}
         for items in shelves.values():
             for item in items:
-                if item.jpeg is not None and len(item.jpeg) <= left:
-                    left -= len(item.jpeg)
-                    pictures[item.number] = data_uri(item.jpeg, "image/jpeg")
+                uri = budget.embedded(item.jpeg) if item.jpeg is not None else None
+                if uri is not None:
+                    pictures[item.number] = uri
         return pictures
 
     def _type_rows(self) -> list[dict[str, Any]]:
@@ -389,9 +367,9 @@ class ReportBuilder:
             rows.append(
                 {
                     "name": defect_class.name,
-                    "colour": _css_colour(defect_class),
+                    "colour": css_colour(defect_class),
                     "tally": tally,
-                    "bar": bar_svg(tally.frames / most, _css_colour(defect_class)),
+                    "bar": bar_svg(tally.frames / most, css_colour(defect_class)),
                     "area_share": tally.area_px / self._inspected_px if self._inspected_px else 0.0,
                     "dice": tally.dice_sum / tally.dice_frames if tally.dice_frames else None,
                 }
@@ -399,10 +377,7 @@ class ReportBuilder:
         return rows
 
     def _legend(self) -> list[tuple[str, str]]:
-        lines = [
-            (c.name, line_svg(_css_colour(c), LINE_PATTERNS[i % len(LINE_PATTERNS)]))
-            for i, c in enumerate(self.classes)
-        ]
+        lines = legend(self.classes)
         if self.truth.frames:
             lines.append(("truth", line_svg("#fff", TRUTH_PATTERN, truth=True)))
         return lines
@@ -558,71 +533,3 @@ def _is_there(mask: npt.NDArray[np.bool_] | None) -> bool:
 
 def _tooltip(item: GalleryItem) -> str:
     return f"frame {item.number:,}: {item.inspection.verdict.value}, {item.inspection.image}"
-
-
-def _css_colour(defect_class: DefectClass) -> str:
-    """Rebuilt from numbers: a colour from a foreign bundle must not carry other CSS."""
-    red, green, blue = defect_class.rgb
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def relative_href(path: str) -> str:
-    """A link that stays beside the report, whatever the path says.
-
-    ``./`` in front and percent-encoding leave no scheme (``javascript:``) and no host (``//x``).
-    """
-    return "./" + quote(path.replace("\\", "/"), safe="/", errors="surrogateescape").lstrip("/")
-
-
-def _probability(value: float | None) -> str:
-    """Three decimals, but never a rounded 0 or 1."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value < 0.001:
-        return "< 0.001"
-    return "> 0.999" if value > 0.999 else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min {rest} s" if hours else f"{minutes} min {rest} s"
-
-
-def _rate(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _paragraphs(text: str) -> Iterable[str]:
-    """Blank lines part paragraphs; line ends inside them stay (lists, tables of a model card)."""
-    lines = [visible(line.rstrip()) for line in text.splitlines()]
-    return [p.strip("\n") for p in "\n".join(lines).split("\n\n") if p.strip()]
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("steelsight.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible,
-        "href": relative_href,
-        "probability": _probability,
-        "share": share_text,
-        "duration": _duration,
-        "rate": _rate,
-        "thousands": _thousands,
-        "paragraphs": _paragraphs,
-    }
-    return environment

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from steelsight.defects import Defect, DefectClass
 from steelsight.errors import InputError
-from steelsight.masks import decode_rle, merge_rles
-from steelsight.report.charts import visible
+from steelsight.masks import decode_rle, merge_rles, regions
+from steelsight.report.svg import visible
 
 Grey = npt.NDArray[np.uint8]
 Rgb = npt.NDArray[np.uint8]
@@ -28,6 +28,7 @@ Box = tuple[int, int, int, int]
 LINE_PATTERNS: tuple[tuple[int, ...], ...] = ((1, 0), (14, 5), (14, 4, 3, 4), (6, 4))
 """Pixels on, off, on, ... along the outline, by the position of the type in the bundle."""
 TRUTH_PATTERN = (5, 5)
+MARKER_RGB = (255, 176, 0)
 
 FILL_OPACITY = 0.14
 MAX_LABELS = 24
@@ -79,14 +80,8 @@ def draw_overlay(
     found = {k: _resized_mask(v, size) for k, v in found.items()}
     true = {k: _resized_mask(v, size) for k, v in true.items()}
 
-    # Large frames are looked at shrunk to a screen: lines and letters grow with them.
-    unit = max(1, round(max(size) / 2000))
-    present = [(i, c) for i, c in enumerate(classes) if c.id in found]
-    for _, defect_class in present:
-        _tint(rgb, found[defect_class.id], defect_class.rgb)
-    for index, defect_class in present:
-        pattern = LINE_PATTERNS[index % len(LINE_PATTERNS)]
-        _outline(rgb, found[defect_class.id], defect_class.rgb, pattern, unit)
+    unit = _line_unit(size)
+    _outline_types(rgb, found, classes, unit)
     for mask in true.values():
         _dashed_inside(rgb, mask, unit)
 
@@ -99,6 +94,51 @@ def draw_overlay(
         defect_class = by_id[defect.class_id]
         text = f"{visible(defect_class.name)} · {defect.probability:.2f}"
         labels.put(text, _scaled_box(defect.bbox_xywh, scale), defect_class.rgb)
+    return rgb
+
+
+def draw_labels(
+    grey_hw: Grey,
+    masks_by_class: Mapping[str, Mask],
+    classes: Sequence[DefectClass],
+    *,
+    fit_wh: tuple[int, int] | None = None,
+    named: bool = True,
+    marked_xywh: Box | None = None,
+) -> Rgb:
+    """Draws labels as :func:`draw_overlay` draws results: labels have no probability.
+
+    Args:
+        grey_hw: the frame, or a part of it.
+        masks_by_class: what was labelled, in the size of ``grey_hw``.
+        classes: give colour, name and dash pattern; types of the masks that are not among them are
+            not drawn.
+        fit_wh: as for :func:`draw_overlay`.
+        named: the largest regions carry the name of their type.
+        marked_xywh: a place to look at, framed; it may reach beyond the picture.
+
+    Returns:
+        The picture, RGB; its size is that of ``grey_hw`` unless ``fit_wh`` says otherwise.
+    """
+    height, width = grey_hw.shape
+    size = _fitted((width, height), fit_wh)
+    rgb = np.asarray(cv2.cvtColor(_resized(grey_hw, size), cv2.COLOR_GRAY2RGB), np.uint8)
+    unit = _line_unit(size)
+    full = {c.id: masks_by_class[c.id] for c in classes if c.id in masks_by_class}
+    masks = {k: _resized_mask(v, size) for k, v in full.items() if v.any()}
+    _outline_types(rgb, masks, classes, unit)
+    if marked_xywh is not None:
+        x, y, w, h = marked_xywh
+        place = np.zeros(grey_hw.shape, np.bool_)
+        place[max(y, 0) : y + h, max(x, 0) : x + w] = True
+        _outline(rgb, _resized_mask(place, size), MARKER_RGB, LINE_PATTERNS[0], unit)
+    if named and masks:
+        scale = (size[0] / width, size[1] / height)
+        plates = _Labels(rgb, np.logical_or.reduce(list(masks.values())), unit)
+        found = [(r, c) for c in classes if c.id in masks for r in regions(full[c.id])]
+        for region, defect_class in sorted(found, key=lambda rc: -rc[0].area_px)[:MAX_LABELS]:
+            box = _scaled_box(region.bbox_xywh, scale)
+            plates.put(visible(defect_class.name), box, defect_class.rgb)
     return rgb
 
 
@@ -182,10 +222,27 @@ def _resized_mask(mask: Mask, size_wh: tuple[int, int]) -> Mask:
     """A pixel is set if any source pixel under it is: specks must survive the shrinking."""
     if mask.shape == size_wh[::-1]:
         return mask
-    shrinks = size_wh[0] < mask.shape[1]
+    shrinks = size_wh[0] < mask.shape[1] or size_wh[1] < mask.shape[0]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
     full = mask.astype(np.float32)
     return np.asarray(cv2.resize(full, size_wh, interpolation=method) > 0)
+
+
+def _line_unit(size_wh: tuple[int, int]) -> int:
+    """Large pictures are looked at shrunk to a screen: lines and letters grow with them."""
+    return max(1, round(max(size_wh) / 2000))
+
+
+def _outline_types(
+    rgb: Rgb, masks: Mapping[str, Mask], classes: Sequence[DefectClass], unit: int
+) -> None:
+    """Tints all masks, then outlines them: no tint may cover a line."""
+    present = [(i, c) for i, c in enumerate(classes) if c.id in masks]
+    for _, defect_class in present:
+        _tint(rgb, masks[defect_class.id], defect_class.rgb)
+    for index, defect_class in present:
+        pattern = LINE_PATTERNS[index % len(LINE_PATTERNS)]
+        _outline(rgb, masks[defect_class.id], defect_class.rgb, pattern, unit)
 
 
 def _tint(rgb: Rgb, mask: Mask, colour: tuple[int, int, int]) -> None:

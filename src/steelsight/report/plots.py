@@ -14,17 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from steelsight.report.charts import (
-    _baseline,
-    _number,
-    _percent,
-    _rule,
-    _svg,
-    _text,
-    share_text,
-    visible,
-)
+from steelsight.report import svg
+from steelsight.report.charts import share_text
 from steelsight.report.overlays import data_uri
+from steelsight.report.svg import visible
 
 PALETTE = (
     "#2f9bff", "#b388ff", "#00d0e0", "#ff7ac8", "#8bc34a", "#ffb74d", "#ff8a65", "#4db6ac",
@@ -75,17 +68,17 @@ def bars_svg(bars: Sequence[Bar], *, label: str) -> str:
         top = index * row_px
         said = f"{bar.value:,.0f}{' · ' + bar.note if bar.note else ''}"
         parts += [
-            _text("0", top + 14, bar.label, "caption"),
-            _text("100%", top + 14, said, "tick", "end"),
+            svg.text("0", top + 14, bar.label, "caption"),
+            svg.text("100%", top + 14, said, "tick", "end"),
             f'<rect class="lane" x="0" y="{top + 20}" width="100%" height="{bar_px}" rx="2"/>',
         ]
         if bar.value > 0:  # also a single frame of 12,568 is seen
-            width = _percent(max(100 * bar.value / most, 0.4))
+            width = svg.percent(max(100 * bar.value / most, 0.4))
             parts.append(
                 f'<rect {_fill(bar.colour)} x="0" y="{top + 20}" width="{width}"'
                 f' height="{bar_px}" rx="2"/>'
             )
-    return _svg(row_px * len(bars), label, parts) if bars else ""
+    return svg.chart(row_px * len(bars), label, parts) if bars else ""
 
 
 def histogram_svg(rows: Sequence[BinnedRow], *, label: str, unit: str = "") -> str:
@@ -118,21 +111,21 @@ def histogram_svg(rows: Sequence[BinnedRow], *, label: str, unit: str = "") -> s
         highest = max(row.counts)
         total = f"{sum(row.counts):,}"
         middle = "" if row.median is None else f" · median {_round(row.median)}{_unit(unit)}"
-        parts.append(_text("0", top + 14, f"{row.label} · {total}{middle}", "caption"))
-        parts.append(_text("100%", top + 14, f"highest {highest:,}", "tick minor", "end"))
+        parts.append(svg.text("0", top + 14, f"{row.label} · {total}{middle}", "caption"))
+        parts.append(svg.text("100%", top + 14, f"highest {highest:,}", "tick minor", "end"))
         top += caption_px + row_px
         for index in np.flatnonzero(row.counts).tolist():
             height = max(row_px * row.counts[index] / highest, 2)
             low_edge, high_edge = row.edges[index], row.edges[index + 1]
             tip = f"{_round(low_edge)} to {_round(high_edge)}{_unit(unit)}: {row.counts[index]:,}"
             parts.append(
-                f'<rect {_fill(row.colour, "bin")} x="{_percent(100 * (index - low) / bins)}"'
-                f' y="{_number(top - height)}" width="{_percent(100 / bins)}"'
-                f' height="{_number(height)}"><title>{escape(tip)}</title></rect>'
+                f'<rect {_fill(row.colour, "bin")} x="{svg.percent(100 * (index - low) / bins)}"'
+                f' y="{svg.number(top - height)}" width="{svg.percent(100 / bins)}"'
+                f' height="{svg.number(height)}"><title>{escape(tip)}</title></rect>'
             )
-        parts.append(_baseline(top))
+        parts.append(svg.baseline(top))
         if row.median is not None:
-            parts.append(_rule(place(row.median), top - row_px, row_px, "middle"))
+            parts.append(svg.rule(place(row.median), top - row_px, row_px, "middle"))
         top += gap_px
     top -= gap_px
     ticks = _log_ticks(first * factor**low, first * factor**high)
@@ -140,11 +133,11 @@ def histogram_svg(rows: Sequence[BinnedRow], *, label: str, unit: str = "") -> s
         x = place(value)
         anchor = "start" if x < 3 else "end" if x > 92 else "middle"
         rank = "major" if index % 2 == 0 or len(ticks) <= 5 else "minor"
-        parts.append(_rule(x, top, 5, "tickmark"))
+        parts.append(svg.rule(x, top, 5, "tickmark"))
         # Moved in from the right end, it would lie upon a close neighbour.
         if anchor != "end" or index == 0 or x - place(ticks[index - 1]) > 22:
-            parts.append(_text(_percent(x), top + 19, _round(value), f"tick {rank}", anchor))
-    return _svg(top + axis_px, label, parts)
+            parts.append(svg.text(svg.percent(x), top + 19, _round(value), f"tick {rank}", anchor))
+    return svg.chart(top + axis_px, label, parts)
 
 
 def sequence_svg(
@@ -195,16 +188,16 @@ def sequence_svg(
     dots = " dots" if columns == count else ""
     said = f"{_round(least)} to {_round(most)}{_unit(unit)}"
     parts = [
-        _text("0", 14, said, "caption"),
+        svg.text("0", 14, said, "caption"),
         f'<rect class="lane" x="0" y="{caption_px}" width="100%" height="{height_px}" rx="3"/>',
         f'<svg x="0" y="{caption_px}" width="100%" height="{height_px}"'
         f' viewBox="0 0 1000 {height_px}" preserveAspectRatio="none">'
         f'<path class="envelope{dots}" d="{band}"/>{line}</svg>',
     ]
     bottom = caption_px + height_px
-    parts.append(_text("0", bottom + 16, "frame 1", "tick"))
-    parts.append(_text("100%", bottom + 16, f"{count:,}", "tick", "end"))
-    return _svg(bottom + 22, label, parts)
+    parts.append(svg.text("0", bottom + 16, "frame 1", "tick"))
+    parts.append(svg.text("100%", bottom + 16, f"{count:,}", "tick", "end"))
+    return svg.chart(bottom + 22, label, parts)
 
 
 def heat_html(
