@@ -26,7 +26,6 @@ import math
 import re
 import stat
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from steelsight.defects import Reason
 from steelsight.errors import DecodeError, InputError
+from steelsight.png import Colours, parse_png, plain_png, trailing_notes
 
 GreyHW = npt.NDArray[np.uint8]
 ProbabilitiesCHW = npt.NDArray[np.float32]
@@ -167,7 +167,7 @@ def read_size_wh(path: str | Path) -> tuple[int, int]:
                 width, height = image.size
                 # Pillow would decode a PNG to its end to look for EXIF behind the pixels.
                 orientation = (
-                    _exif_orientation(image.info.get("exif"))
+                    exif_orientation(image.info.get("exif"))
                     if name == "png"
                     else image.getexif().get(274)
                 )
@@ -377,8 +377,11 @@ def _orientation_notes(orientation: int | None) -> tuple[str, ...]:
     return (f"EXIF orientation {orientation} does not exist and was ignored",)
 
 
-def _exif_orientation(exif: bytes | None) -> int | None:
-    """Tag 274 of the first directory, whatever its value; 0 if it is no whole number."""
+def exif_orientation(exif: bytes | None) -> int | None:
+    """Orientation as EXIF data say it (tag 274 of the first directory), whatever its value.
+
+    ``None`` without data or tag, 0 if it is no whole number.
+    """
     if exif is None:
         return None
     exif = exif.removeprefix(b"Exif\0\0")
@@ -398,17 +401,6 @@ def _exif_orientation(exif: bytes | None) -> int | None:
     except struct.error:
         return None
     return None
-
-
-def _check_trailing(data: bytes, end: int, signature: bytes) -> tuple[str, ...]:
-    """Bytes behind the image: padding and foreign bytes are noted, a second image is refused."""
-    trailing = data[end:]
-    if not trailing:
-        return ()
-    if signature in trailing:
-        _refuse(Reason.MULTIPLE_FRAMES, "a second image follows the first; expected one per file")
-    kind = "other bytes" if trailing.strip(b"\0\xff") else "padding bytes"
-    return (f"{len(trailing)} {kind} after the end of the image ignored",)
 
 
 # --------------------------------------------------------------------------------------------- grey
@@ -512,7 +504,7 @@ def _decode_jpeg(data: bytes, policy: DecodePolicy) -> _Raster:
         data += b"\xff\xd9"
         layout = _jpeg_layout(data)
         notes = ("missing end-of-image marker appended",)
-    trailing = _check_trailing(data, layout.end, b"\xff\xd8\xff")
+    trailing = trailing_notes(data, layout.end, b"\xff\xd8\xff")
     image = memoryview(data)[: layout.end]
     height, width, colours, _ = decode_jpeg_header(image)
     _check_size(int(width), int(height), policy)
@@ -527,7 +519,7 @@ def _decode_jpeg(data: bytes, policy: DecodePolicy) -> _Raster:
     except ValueError as error:
         reason = Reason.TRUNCATED if notes else Reason.DECODE_FAILED
         _refuse(reason, f"damaged JPEG: {_one_line(error)}", error)
-    return _Raster(pixels, _exif_orientation(layout.exif), (*notes, *trailing))
+    return _Raster(pixels, exif_orientation(layout.exif), (*notes, *trailing))
 
 
 def _jpeg_layout(data: bytes) -> _JpegLayout:
@@ -645,103 +637,25 @@ def _load(image: ImageFile, policy: DecodePolicy) -> npt.NDArray[Any]:
     return np.array(loaded)
 
 
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)
-
-
 def _decode_png(data: bytes, policy: DecodePolicy) -> _Raster:
-    chunks, end = _png_chunks(data)
-    kinds = [kind for kind, _ in chunks]
-    header = chunks[0][1]
-    if kinds[0] != b"IHDR" or len(header) != 13:
-        _refuse(Reason.DECODE_FAILED, "damaged PNG: it does not begin with its header")
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    _check_size(width, height, policy)
-    if b"fdAT" in kinds:
+    png = parse_png(data)
+    header = png.header
+    _check_size(header.width, header.height, policy)
+    if png.payloads(b"fdAT"):
         _refuse(Reason.MULTIPLE_FRAMES, "expected one image per file, received an animated PNG")
-    if depth == 16 and colour != 0:
+    if header.depth == 16 and header.colours != Colours.GREY:
         # Pillow would keep the upper 8 bits and hide that a 12-bit camera's picture became black.
         _refuse(
             Reason.UNSUPPORTED_PIXELS,
             "expected 8-bit colour or 16-bit grey, received a 16-bit PNG with colour or alpha; "
             "save as 16-bit grey",
         )
-    bits = depth * _PNG_CHANNELS[colour]
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
-    lines = _png_lines(
-        [payload for kind, payload in chunks if kind == b"IDAT"],
-        sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0),
-    )
     # Only what makes pixels: texts and profiles could fail or warn without harm to the picture.
-    # The lines go in uncompressed, so that the time to inflate them is not spent twice.
-    used = [(kind, payload) for kind, payload in chunks if kind in (b"IHDR", b"PLTE", b"tRNS")]
-    plain = [data[:8], *(_png_chunk(*part) for part in used)]
-    plain += [_png_chunk(b"IDAT", zlib.compress(lines, 0)), _png_chunk(b"IEND", b"")]
-    pixels = _load(PngImageFile(BytesIO(b"".join(plain))), policy)
-    exif = next((bytes(payload) for kind, payload in chunks if kind == b"eXIf"), None)
-    return _Raster(pixels, _exif_orientation(exif), _check_trailing(data, end, data[:8]))
-
-
-def _png_chunks(data: bytes) -> tuple[list[tuple[bytes, memoryview]], int]:
-    """All chunks with their payload, each checksum verified, and the offset behind the last."""
-    view = memoryview(data)
-    chunks: list[tuple[bytes, memoryview]] = []
-    at = 8
-    while not chunks or chunks[-1][0] != b"IEND":
-        if at + 12 > len(data):
-            _refuse(Reason.TRUNCATED, "the PNG ends before its end chunk")
-        (length,) = struct.unpack_from(">I", data, at)
-        kind = data[at + 4 : at + 8]
-        if not kind.isalpha():
-            _refuse(Reason.DECODE_FAILED, f"damaged PNG: no chunk at byte {at}")
-        behind = at + 8 + length
-        if behind + 4 > len(data):
-            _refuse(Reason.TRUNCATED, f"the PNG ends inside chunk {kind.decode()}")
-        if zlib.crc32(view[at + 4 : behind]) != struct.unpack_from(">I", data, behind)[0]:
-            _refuse(Reason.DECODE_FAILED, f"damaged PNG: checksum of chunk {kind.decode()}")
-        if kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            _refuse(Reason.UNSUPPORTED_FORMAT, f"a PNG with a foreign chunk {kind.decode()}")
-        chunks.append((kind, view[at + 8 : behind]))
-        at = behind + 4
-    return chunks, at
-
-
-def _png_chunk(kind: bytes, payload: bytes | memoryview) -> bytes:
-    checksum = zlib.crc32(payload, zlib.crc32(kind))
-    return b"".join((struct.pack(">I", len(payload)), kind, payload, struct.pack(">I", checksum)))
-
-
-def _png_lines(payloads: list[memoryview], expected: int) -> bytes:
-    """The inflated scan lines: exactly ``expected`` bytes, closed by their checksum, or refused.
-
-    Pillow would fill missing lines with black and skip a missing checksum. Small steps keep a
-    stream that inflates to far more than expected from taking memory.
-    """
-    step = 1 << 16
-    stream = zlib.decompressobj()
-    parts: list[bytes] = []
-    produced = 0
-    for payload in payloads:
-        for start in range(0, len(payload), step):
-            rest: bytes | memoryview = payload[start : start + step]
-            while rest and not stream.eof and produced <= expected:
-                parts.append(stream.decompress(rest, 1 << 20))
-                produced += len(parts[-1])
-                rest = stream.unconsumed_tail
-    if produced > expected:
-        _refuse(Reason.DECODE_FAILED, "damaged PNG: more pixel data than its header says")
-    if produced < expected or not stream.eof:
-        _refuse(Reason.TRUNCATED, "the PNG's pixel data end early")
-    return b"".join(parts)
+    used = [(kind, payload) for kind, payload in png.chunks if kind in (b"PLTE", b"tRNS")]
+    plain = plain_png(header, png.lines(), used)
+    pixels = _load(PngImageFile(BytesIO(plain)), policy)
+    exif = next(map(bytes, png.payloads(b"eXIf")), None)
+    return _Raster(pixels, exif_orientation(exif), png.notes)
 
 
 _BMP_LAYOUTS = {("1", 1), ("P", 1), ("L", 8), ("P", 8), ("RGB", 24), ("RGB", 32), ("RGBA", 32)}
@@ -832,7 +746,7 @@ def _decode_webp(data: bytes, policy: DecodePolicy) -> _Raster:
     # Opening already takes memory for all pixels.
     _check_size(*_webp_size(data), policy)
     image = WebPImageFile(BytesIO(data))
-    return _Raster(_load(image, policy), _exif_orientation(image.info.get("exif")))
+    return _Raster(_load(image, policy), exif_orientation(image.info.get("exif")))
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -8,19 +8,31 @@ import numpy as np
 import pytest
 
 from steelsight.data.labels import (
+    CLASS_LIST,
     FrameLabels,
     LabelClass,
+    LabelSet,
     Placement,
     ReadOptions,
     check_image_name,
+    check_size,
     class_id_of,
     classes_of,
+    clean_frames,
     find_images,
     frame_size,
+    frames_to_write,
+    further_class,
+    images_beside,
     inside,
+    make_folders,
+    names_to_write,
     place_image,
+    place_images,
     read_lines,
     split_of,
+    write_class_names,
+    write_file,
     write_lines,
 )
 from steelsight.errors import InputError, LabelError
@@ -51,10 +63,24 @@ def test_classes_keep_names_and_order():
     assert classes_of(["b c", "a"]) == (LabelClass("b_c", "b c"), LabelClass("a", "a"))
 
 
-@pytest.mark.parametrize("names", [["a b", "a_b"], ["Pit", "pit"], ["1", "1"]])
-def test_classes_that_would_share_a_folder_are_refused(names):
-    with pytest.raises(LabelError, match="both become the id"):
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a b", "a_b"], "x: the types 'a b' and 'a_b' both become the id 'a_b'"),
+        (["Pit", "pit"], "both become the id 'pit'"),
+        (["1", " 1"], "x: two types are called '1'"),
+    ],
+)
+def test_classes_that_would_share_a_folder_are_refused(names, said):
+    with pytest.raises(LabelError, match=said):
         classes_of(names, "x")
+
+
+def test_a_further_class_has_an_id_of_its_own():
+    known = {c.name: c for c in classes_of(["Pit", "a b"])}
+    assert further_class(known, "b a", "x") == LabelClass("b_a", "b a")
+    with pytest.raises(LabelError, match="'a b' and 'A_b' both become"):
+        further_class(known, "A_b", "x")
 
 
 @pytest.mark.parametrize(
@@ -130,6 +156,109 @@ def test_where_a_size_comes_from(tmp_path):
         frame_size("c.png", paths, ReadOptions(), "x")
     with pytest.raises(LabelError, match=r"x: the size of 'b\.png' cannot be read"):
         frame_size("b.png", paths, ReadOptions(), "x")
+
+
+def picture(path, size_wh=(5, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros(size_wh[::-1], np.uint8))
+    return path
+
+
+def test_where_the_images_of_a_label_file_lie(tmp_path):
+    def found(**more):
+        return set(images_beside(tmp_path, ReadOptions(), None, folders=("p", "q"), **more))
+
+    assert found() == set()
+    picture(tmp_path / "beside.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "beside.png")
+    picture(tmp_path / "deep" / "er.png")
+    assert found() == {"beside.png"}
+    assert found(named=lambda: ["other.png"]) == set()
+    assert found(named=lambda: ["other.png", "beside.png"]) == {"beside.png"}
+    picture(tmp_path / "q" / "c" / "x.png")
+    assert found(named=lambda: ["other.png"]) == {"c/x.png"}
+    picture(tmp_path / "p" / "y.png")
+    assert found() == {"y.png"}
+    options = ReadOptions(images=tmp_path / "deep")
+    assert set(images_beside(tmp_path, options, None)) == {"er.png"}
+    assert images_beside(tmp_path / "gone", ReadOptions(), None) == {}
+
+
+def test_a_told_size_is_compared_where_the_image_is_known(tmp_path):
+    paths = {"a.png": picture(tmp_path / "a.png")}
+    check_size("a.png", (5, 3), paths, ReadOptions(), "x")
+    check_size("b.png", (9, 9), paths, ReadOptions(size_wh=(5, 3)), "x")
+    for image, options in (
+        ("a.png", ReadOptions()),
+        ("b.png", ReadOptions(sizes_wh={"b.png": (5, 3)})),
+    ):
+        with pytest.raises(LabelError, match=r"x: labelled at 3 x 5 .* the image has 5 x 3"):
+            check_size(image, (3, 5), paths, options, "x")
+
+
+def test_images_told_to_be_clean(tmp_path):
+    paths = {name: picture(tmp_path / name) for name in ("test/b.png", "a.png")}
+    frames = clean_frames(paths, paths, ReadOptions(), "x")
+    assert list(frames) == ["test/b.png", "a.png"]
+    assert frames["test/b.png"] == FrameLabels("test/b.png", {}, (5, 3), split="test")
+    assert all(frame.clean for frame in frames.values())
+
+
+def test_placing_the_images_of_frames_under_new_names(tmp_path):
+    paths = {name: picture(tmp_path / "in" / name) for name in ("a.png", "b.png", "c.png")}
+    frames = {name: FrameLabels(name, {}, (5, 3)) for name in ("a.png", "b.png", "gone.png")}
+    labels = LabelSet("test", tmp_path, (), frames, paths)
+    place_images(labels, tmp_path / "out", Placement.COPY, {"b.png": "x/b.png"})
+    out = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")}
+    assert out == {"a.png", "x/b.png"}
+    place_images(labels, tmp_path / "left", Placement.LEAVE)
+    assert not (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (FrameLabels("../a.png", {}, (2, 2)), "expected a path inside"),
+        (FrameLabels("a.png", {}), "its size is not known"),
+        (FrameLabels("a.png", {}, (2, 2), ("p",)), "place is unknown"),
+        (FrameLabels("a.png", {}, (2, 2), disputed=True), "disputed label"),
+        (FrameLabels("a.png", {"q": "1 1"}, (2, 2)), "the type 'q', expected one of 'p'"),
+    ],
+)
+def test_what_is_not_written(frame, said):
+    labels = LabelSet("test", Path("here"), classes_of(["p"]), {frame.image: frame})
+    with pytest.raises(InputError, match=f"here, image .*{said}"):
+        frames_to_write(labels)
+
+
+def test_what_is_written():
+    frame = FrameLabels("a.png", {"p": "1 1"}, (2, 2))
+    labels = LabelSet("test", Path("here"), classes_of(["p"]), {"a.png": frame})
+    assert frames_to_write(labels) == [(frame, (2, 2))]
+    assert names_to_write(labels) == {"p": "p"}
+    unseen = LabelSet("test", Path("here"), (LabelClass("p", "p\n"),), {})
+    with pytest.raises(InputError, match="control characters"):
+        names_to_write(unseen)
+
+
+def test_names_that_read_back(tmp_path):
+    classes = [LabelClass("a_b", "a b"), LabelClass("2", "two"), LabelClass("c", "c\nd")]
+    write_class_names(tmp_path, classes)
+    assert classes_of(read_lines(tmp_path / CLASS_LIST)) == (
+        LabelClass("a_b", "a b"),
+        LabelClass("2", "2"),
+        LabelClass("c", "c"),
+    )
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for action in (
+        lambda: write_file(tmp_path / "gone" / "a.png", b""),
+        lambda: make_folders([tmp_path / "a", tmp_path / "file" / "b"]),
+    ):
+        with pytest.raises(InputError, match="cannot be"):
+            action()
 
 
 def test_placing_images(tmp_path):

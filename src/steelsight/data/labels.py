@@ -14,13 +14,18 @@ Three kinds of frames are kept apart, because mixing them up is how defects get 
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from steelsight.errors import DecodeError, InputError, LabelError
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
@@ -29,6 +34,9 @@ _MAX_LIST_BYTES = 256 << 20
 
 CLASS_LIST = "classes.txt"
 """File beside labels that names all types in order, one a line."""
+
+IMAGE_FOLDER = "images"
+"""Folder of the images beside a label file, as we write it."""
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -198,11 +206,26 @@ def classes_of(names: Iterable[str], where: str = "") -> tuple[LabelClass, ...]:
         found = LabelClass(class_id_of(name, where), name.strip())
         other = by_id.setdefault(found.id.casefold(), found)
         if other is not found:
+            problem = (
+                f"the types {shown(other.name)} and {shown(name)} both become the id {found.id!r}"
+            )
+            if other == found:
+                problem = f"two types are called {shown(found.name)}"
             raise LabelError(
-                f"{where + ': ' if where else ''}the types {shown(other.name)} and {shown(name)}"
-                f" both become the id {found.id!r}, expected different ones; rename one"
+                f"{where + ': ' if where else ''}{problem}, expected different ones; rename one"
             )
     return tuple(by_id.values())
+
+
+def further_class(classes: Mapping[str, LabelClass], name: str, where: str) -> LabelClass:
+    """The class for a name that is not among those known by name.
+
+    Raises:
+        LabelError: the name gives no id, or that of another class.
+    """
+    class_id = class_id_of(name, where).casefold()
+    same = [other for other, known in classes.items() if known.id.casefold() == class_id]
+    return classes_of([*same, name], where)[-1]
 
 
 def check_image_name(image: str, where: str) -> None:
@@ -285,6 +308,40 @@ def find_images(folder: Path, errors: list[LabelError] | None = None) -> dict[st
     return dict(sorted(found.items()))
 
 
+def images_beside(
+    folder: Path,
+    options: ReadOptions,
+    errors: list[LabelError] | None,
+    *,
+    folders: Iterable[str] = (IMAGE_FOLDER,),
+    named: Callable[[], Collection[str]] | None = None,
+) -> dict[str, Path]:
+    """The images of a label file, from the first of these places that is there.
+
+    The folder that the options tell; one of ``folders`` beside the file; right beside the file,
+    where folders and links are left out.
+
+    Args:
+        folder: where the label file lies.
+        options: see :class:`ReadOptions`.
+        errors: see :func:`find_images`.
+        folders: names of image folders that the format knows.
+        named: the images that the labels name, where they are known by now. Pictures right beside
+            the file are its images only if it names one of them: the folder may hold many things.
+    """
+    if options.images is not None:
+        return find_images(options.images, errors)
+    for name in folders:
+        if (folder / name).is_dir():
+            return find_images(folder / name, errors)
+    try:
+        beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError:  # reading the label file will say what is wrong
+        return {}
+    paths = {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
+    return {} if paths and named and paths.keys().isdisjoint(named()) else paths
+
+
 def inside(folder: Path, relative: str, where: str) -> Path:
     """A path that a label file names, made safe: it must stay in its folder, links included.
 
@@ -326,6 +383,70 @@ def frame_size(
     )
 
 
+def check_size(
+    image: str,
+    size_wh: tuple[int, int],
+    paths: Mapping[str, Path],
+    options: ReadOptions,
+    where: str,
+) -> None:
+    """Compares a size that a label file tells with that of the image, where it is known.
+
+    Raises:
+        LabelError: they differ, or the image's header cannot be read.
+    """
+    if image not in paths and image not in options.sizes_wh:
+        return
+    found_wh = frame_size(image, paths, options, where)
+    if found_wh != size_wh:
+        raise LabelError(
+            f"{where}: labelled at {size_wh[0]} x {size_wh[1]} pixels, but the image has"
+            f" {found_wh[0]} x {found_wh[1]}; expected equal sizes: put the image there that was"
+            " labelled"
+        )
+
+
+def clean_frames(
+    images: Iterable[str], paths: Mapping[str, Path], options: ReadOptions, where: str
+) -> dict[str, FrameLabels]:
+    """Frames of images without any label that are told to be good steel.
+
+    Raises:
+        LabelError: see :func:`frame_size`.
+    """
+    return {
+        image: FrameLabels(
+            image, {}, frame_size(image, paths, options, where), split=split_of(image)
+        )
+        for image in images
+    }
+
+
+def place_images(
+    label_set: LabelSet, folder: Path, placement: Placement, names: Mapping[str, str] | None = None
+) -> None:
+    """Copies or links the images of all labelled frames, where they are at hand.
+
+    Args:
+        label_set: frames and image files.
+        folder: of the images; it is made.
+        placement: what happens.
+        names: new names of the images whose name changed.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    if placement is Placement.LEAVE:
+        return
+
+    def place(image: str) -> None:
+        target = folder / (names or {}).get(image, image)
+        place_image(label_set.image_paths[image], target, placement)
+
+    for _ in in_threads(place, (i for i in label_set.frames if i in label_set.image_paths)):
+        pass
+
+
 def place_image(source: Path, target: Path, placement: Placement) -> None:
     """Copies or links one image file; its folder is made.
 
@@ -350,6 +471,119 @@ def place_image(source: Path, target: Path, placement: Placement) -> None:
         ) from error
 
 
+# Writing -----------------------------------------------------------------------------------------
+
+
+def frames_to_write(label_set: LabelSet) -> list[tuple[FrameLabels, tuple[int, int]]]:
+    """The frames and their sizes; all have masks or are clean.
+
+    Raises:
+        InputError: a frame whose place of defects is not known, without a size, or with a type
+            that is not among the classes.
+        LabelError: a name that leads out of a folder.
+    """
+    class_ids = set(label_set.class_ids)
+    frames = []
+    for frame in label_set.frames.values():
+        where = f"{label_set.source}, image {shown(frame.image)}"
+        check_image_name(frame.image, where)
+        if frame.types_without_mask or frame.disputed:
+            raise InputError(
+                f"{where}: a defect whose place is unknown, or a disputed label, expected masks or"
+                " good steel; leave the frame out"
+            )
+        if frame.size_wh is None:
+            raise InputError(
+                f"{where}: its size is not known, expected width and height; give the images with"
+                " --images or the size with --size"
+            )
+        unknown = frame.rle_by_class.keys() - class_ids
+        if unknown:
+            raise InputError(
+                f"{where}: the type {shown(min(unknown))}, expected one of"
+                f" {shown(', '.join(sorted(class_ids)))}; add it to the types"
+            )
+        frames.append((frame, frame.size_wh))
+    return frames
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results in order; pays because files, zlib, numpy and OpenCV let other threads run."""
+    # glibc gives freed arrays of a frame's size back to the system, and each frame then pays for
+    # fresh pages (a quarter of the time that masks take), until something larger was freed once.
+    bytearray(31 << 20)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield from pool.map(function, items)
+
+
+def names_to_write(label_set: LabelSet) -> dict[str, str]:
+    """Names of the types by id, for files that hold names.
+
+    Raises:
+        InputError: a name with characters that cannot be seen.
+    """
+    for label_class in label_set.classes:
+        if not label_class.name.isprintable():
+            raise InputError(
+                f"the type {shown(label_class.name)} holds control characters, expected a name;"
+                " rename it"
+            )
+    return {label_class.id: label_class.name for label_class in label_set.classes}
+
+
+def write_class_names(folder: Path, classes: Iterable[LabelClass]) -> None:
+    """Writes ``classes.txt``; a name that would read back as another id is replaced by the id."""
+    lines = []
+    for label_class in classes:
+        name = label_class.name
+        try:
+            same = name.isprintable() and class_id_of(name) == label_class.id
+        except LabelError:
+            same = False
+        lines.append(name if same else label_class.id)
+    write_lines(folder / CLASS_LIST, lines)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a list file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes one file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); check the folder, its permissions and"
+            " the free space"
+        ) from error
+
+
+def make_folders(folders: Iterable[Path]) -> None:
+    """Makes folders and what they lie in.
+
+    Raises:
+        InputError: one cannot be made.
+    """
+    for folder in sorted(set(folders)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be made ({error.strerror}), expected a folder that can be"
+                " written; check permissions and free space"
+            ) from error
+
+
 # Lists -------------------------------------------------------------------------------------------
 
 
@@ -371,17 +605,3 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the file") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Writes a list file.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        path.write_bytes("".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
-        ) from error

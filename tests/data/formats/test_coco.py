@@ -614,7 +614,6 @@ def test_what_is_written_reads_back(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings(COPY_WARNING)
 @BOTH
 @given(masks=any_labels())

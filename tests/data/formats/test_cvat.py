@@ -540,7 +540,7 @@ def test_columns_go_into_a_table_of_frames(folder: Path) -> None:
     ("frame", "name", "said"),
     [
         (FrameLabels("a.jpg", {}), "1", "size is not known"),
-        (FrameLabels("a.jpg", {"2": "1 1"}, (2, 2)), "1", "'2' is not among the classes"),
+        (FrameLabels("a.jpg", {"2": "1 1"}, (2, 2)), "1", "the type '2', expected one of '1'"),
         (FrameLabels("../a.jpg", {}, (2, 2)), "1", "relative"),
         (FrameLabels("a.jpg", {"1": "9 9"}, (2, 2)), "1", "ends past"),
         (FrameLabels("a.jpg", {}, (2, 2)), "1\x01", "control characters"),

@@ -564,7 +564,6 @@ def test_what_is_written_reads_back(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
 @given(any_frames())
 @settings(deadline=None, max_examples=10_000)
 def test_what_is_written_reads_back_10000_times(

@@ -36,30 +36,32 @@ from numpy.typing import NDArray
 
 from steelsight.data.frame_list import FRAME_LIST, write_frame_list
 from steelsight.data.labels import (
+    IMAGE_FOLDER,
     SPLIT_FOLDERS,
     FrameLabels,
-    LabelClass,
     LabelFormat,
     LabelSet,
     Placement,
     ReadOptions,
     check_image_name,
-    class_id_of,
+    check_size,
     classes_of,
-    find_images,
-    frame_size,
-    place_image,
+    clean_frames,
+    frames_to_write,
+    further_class,
+    images_beside,
+    names_to_write,
+    place_images,
     shown,
     split_of,
+    write_file,
 )
 from steelsight.data.polygons import rasterise
 from steelsight.data.tables import csv_safe
 from steelsight.errors import InputError, LabelError
-from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle
 
 LABELS = "annotations.xml"
-IMAGE_FOLDER = "images"
 
 _BLANKS = " \t\r\n"
 
@@ -113,9 +115,8 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
     parse_xml(xml_path, reader.start, reader.end, reader.text)
     frames = {image: frame for image, frame in reader.frames.items() if image not in reader.refused}
     if options.unlisted_are_clean:
-        for image in paths.keys() - reader.seen:
-            size_wh = frame_size(image, paths, options, str(xml_path))
-            frames[image] = FrameLabels(image, {}, size_wh, split=split_of(image))
+        unlisted = [image for image in paths if image not in reader.seen]
+        frames |= clean_frames(unlisted, paths, options, str(xml_path))
     return LabelSet(
         format=CVAT.name,
         source=path,
@@ -134,22 +135,18 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
     written into one (:mod:`steelsight.data.frame_list`).
 
     Raises:
-        InputError: a frame without a size, a type that is not among the classes, a name that XML
-            cannot carry, or a file that cannot be written.
+        InputError: see :func:`frames_to_write`; a name that XML cannot carry, or a file that
+            cannot be written.
     """
-    names = {c.id: c.name for c in label_set.classes}
-    for name in names.values():
-        if not name.isprintable():
-            raise InputError(
-                f"the type {shown(name)} holds control characters, expected a name; rename it"
-            )
+    names = names_to_write(label_set)
+    frames = frames_to_write(label_set)
     lines = [
         '<?xml version="1.0" encoding="utf-8"?>',
         "<annotations>",
         "  <version>1.1</version>",
         "  <meta>",
         "    <task>",
-        f"      <size>{len(label_set.frames)}</size>",
+        f"      <size>{len(frames)}</size>",
         "      <mode>annotation</mode>",
         "      <labels>",
         *(
@@ -160,42 +157,18 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
         "    </task>",
         "  </meta>",
     ]
-    for number, frame in enumerate(label_set.frames.values()):
-        lines += _image_lines(number, frame, names)
+    for number, (frame, size_wh) in enumerate(frames):
+        lines += _image_lines(number, frame, size_wh, names)
     lines.append("</annotations>\n")
-    try:
-        (folder / LABELS).write_bytes("\n".join(lines).encode())
-    except OSError as error:
-        raise InputError(
-            f"{folder / LABELS}: cannot be written ({error.strerror}); check the folder and the"
-            " free space"
-        ) from error
-    listed = [f for f in label_set.frames.values() if f.attributes and csv_safe(f.image) == f.image]
+    write_file(folder / LABELS, "\n".join(lines).encode())
+    listed = [f for f, _ in frames if f.attributes and csv_safe(f.image) == f.image]
     if listed:
         write_frame_list(folder / FRAME_LIST, listed, {})
-    for image in label_set.frames:
-        if image in label_set.image_paths:
-            target = folder / IMAGE_FOLDER / image
-            place_image(label_set.image_paths[image], target, placement)
+    place_images(label_set, folder / IMAGE_FOLDER, placement)
     return {}
 
 
 CVAT = LabelFormat("cvat", "CVAT for images 1.1 (XML): masks and polygons", recognise, read, write)
-
-
-def images_beside(
-    folder: Path, options: ReadOptions, errors: list[LabelError] | None
-) -> dict[str, Path]:
-    """The images of a label file: where the options say, else ``images/`` or right beside it."""
-    if options.images is not None:
-        return find_images(options.images, errors)
-    if (folder / IMAGE_FOLDER).is_dir():
-        return find_images(folder / IMAGE_FOLDER, errors)
-    try:
-        beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    except OSError:  # reading the label file will say what is wrong
-        return {}
-    return {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
 
 
 # XML ---------------------------------------------------------------------------------------------
@@ -487,40 +460,6 @@ class _Reader:
         )
 
 
-def further_class(classes: Mapping[str, LabelClass], name: str, where: str) -> LabelClass:
-    """The class for a name that is not among those known by name.
-
-    Raises:
-        LabelError: the name gives no id, or that of another class.
-    """
-    class_id = class_id_of(name, where).casefold()
-    same = [other for other, known in classes.items() if known.id.casefold() == class_id]
-    return classes_of([*same, name], where)[-1]
-
-
-def check_size(
-    image: str,
-    size_wh: tuple[int, int],
-    paths: Mapping[str, Path],
-    options: ReadOptions,
-    where: str,
-) -> None:
-    """Compares a size that a label file tells with that of the image, where it is known.
-
-    Raises:
-        LabelError: they differ, or the image's header cannot be read.
-    """
-    if image not in paths and image not in options.sizes_wh:
-        return
-    found_wh = frame_size(image, paths, options, where)
-    if found_wh != size_wh:
-        raise LabelError(
-            f"{where}: labelled at {size_wh[0]} x {size_wh[1]} pixels, but the image has"
-            f" {found_wh[0]} x {found_wh[1]}; expected equal sizes: put the image there that was"
-            " labelled"
-        )
-
-
 def _whole(attributes: Mapping[str, str], key: str, where: str, *, least: int = 0) -> int:
     text = attributes.get(key, "")
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
@@ -604,26 +543,18 @@ def _union_rle(image: _Image, class_id: str) -> str:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _image_lines(number: int, frame: FrameLabels, names: Mapping[str, str]) -> list[str]:
-    where = f"image {shown(frame.image)}"
-    check_image_name(frame.image, where)
-    if frame.size_wh is None:
-        raise InputError(f"{where}: the size is not known, expected one; give --images or --size")
-    width, height = frame.size_wh
+def _image_lines(
+    number: int, frame: FrameLabels, size_wh: tuple[int, int], names: Mapping[str, str]
+) -> list[str]:
+    width, height = size_wh
     head = f'<image id="{number}" name={quoteattr(frame.image)} width="{width}" height="{height}"'
     if frame.split:
         head += f" subset={quoteattr(frame.split)}"
     lines = [f"  {head}>"]
     for class_id, rle in frame.rle_by_class.items():
-        if class_id not in names:
-            raise InputError(
-                f"{where}: the type {shown(class_id)} is not among the classes, expected one of"
-                f" {', '.join(names)}; add it"
-            )
         label = quoteattr(names[class_id])
-        for runs, (left, top, width, height) in _regions(
-            decode_rle(rle, frame.size_wh, where=where)
-        ):
+        mask_hw = decode_rle(rle, size_wh, where=f"image {shown(frame.image)}")
+        for runs, (left, top, width, height) in _regions(mask_hw):
             lines.append(
                 f'    <mask label={label} source="file" occluded="0" rle="{runs}" left="{left}"'
                 f' top="{top}" width="{width}" height="{height}" z_order="0"></mask>'

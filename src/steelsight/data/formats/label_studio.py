@@ -44,14 +44,9 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from steelsight.data.formats.cvat import (
-    MAX_TYPES,
-    check_size,
-    further_class,
-    images_beside,
-    parse_xml,
-)
+from steelsight.data.formats.cvat import MAX_TYPES, parse_xml
 from steelsight.data.labels import (
+    IMAGE_FOLDER,
     SPLIT_FOLDERS,
     FrameLabels,
     LabelFormat,
@@ -59,11 +54,18 @@ from steelsight.data.labels import (
     Placement,
     ReadOptions,
     check_image_name,
+    check_size,
     classes_of,
+    clean_frames,
     frame_size,
-    place_image,
+    frames_to_write,
+    further_class,
+    images_beside,
+    names_to_write,
+    place_images,
     shown,
     split_of,
+    write_file,
 )
 from steelsight.data.polygons import rasterise
 from steelsight.errors import InputError, LabelError
@@ -72,7 +74,6 @@ from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle
 
 LABELS = "label_studio.json"
 LABEL_STUDIO_CONFIG = "label_config.xml"
-IMAGE_FOLDER = "images"
 
 _MAX_FILE_BYTES = 1 << 30
 """Parsed JSON takes several times the memory of its text."""
@@ -83,7 +84,7 @@ _MARKS_NO_PLACE = frozenset(
 
 _HEADER_BITS = 32 + 5 + 4 * 4
 _WORD_BITS = 8
-_CHUNK_BITS = 1 << 19
+_CHUNK_BYTES = 1 << 16
 _LENGTH_BITS = np.array([3, 4, 8, 16])
 """The four length sizes that Label Studio and its SDK write."""
 
@@ -133,14 +134,16 @@ def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> M
             " the tasks again",
         )
     length_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
-    starts = _block_starts(data, length_bits.tolist(), word_count, where)
-    # Kind, size and length are read again, all blocks at once.
+    starts, end_bit = _block_starts(data, length_bits.tolist())
+    # Kind, size and length of all blocks at once.
     head = _windows(data, starts)
     is_run, size = head >> 31 > 0, head >> 29 & 3
-    words = (head << 3 & 0xFFFFFFFF) >> (32 - length_bits[size])
+    words = 1 + ((head << 3 & 0xFFFFFFFF) >> (32 - length_bits[size]))
+    end_word = np.cumsum(words)
+    count = _check_end(data, np.append(starts[1:], end_bit), end_word, word_count, where)
+    starts, is_run, size = starts[:count], is_run[:count], size[:count]
+    end_word, first_word = end_word[:count], end_word[:count] - words[:count]
     value_bit = starts + 3 + length_bits[size]
-    end_word = np.cumsum(words + 1)
-    first_word = end_word - words - 1
     # The alpha of pixel k is word 4 k + 3, so these words hold the alphas of these pixels:
     first_px, end_px = first_word // 4, end_word // 4
     pixel_count = end_px - first_px
@@ -165,35 +168,45 @@ def _windows(data: bytes, bit: Ints) -> Ints:
     return window << (bit & 7) & 0xFFFFFFFF
 
 
-def _block_starts(data: bytes, length_bits: list[int], word_count: int, where: str) -> Ints:
-    """The bit at which each block begins; checks that the blocks fill the picture exactly."""
-    # Where a block begins is only known when the one before was read, so this is a loop. By the
-    # first three bits of a block: shift and mask that give its length - 1, and the bits that it
-    # takes at length 1 and for every further word.
-    fields = [
-        (29 - bits, (1 << bits) - 1, 3 + bits + _WORD_BITS, 0 if is_run else _WORD_BITS)
-        for is_run in (False, True)
-        for bits in length_bits
-    ]
-    starts: list[int] = []
-    bit, word, bit_count = _HEADER_BITS, 0, 8 * len(data)
-    while word < word_count and bit < bit_count:
+def _block_starts(data: bytes, length_bits: list[int]) -> tuple[Ints, int]:
+    """The bit at which each block begins, up to the end of the data, and that behind the last.
+
+    Zeros that fill the data up are taken for blocks too.
+    """
+    # Where a block begins is only known when the one before was read, so this is a loop. The first
+    # three bits tell how many bits a run takes; only of literals the length must be read.
+    run_bits = bytes(4) + bytes(3 + bits + _WORD_BITS for bits in length_bits) + bytes(248)
+    padded = data + bytes(4)
+    stream = np.frombuffer(padded, np.uint8)
+    starts: list[Ints] = []
+    bit, bit_count = _HEADER_BITS, 8 * len(data)
+    while bit < bit_count:
         begin = bit >> 3
-        windows = _windows(data, np.arange(8 * begin, min(bit_count, 8 * begin + _CHUNK_BITS), 8))
-        window_at = windows.tolist()
+        bits = np.unpackbits(stream[begin : begin + _CHUNK_BYTES + 1])
+        head = bits[:-2] << 2 | bits[1:-1] << 1 | bits[2:]
+        steps = head.tobytes().translate(run_bits)
+        end = min(bit_count - 8 * begin, 8 * _CHUNK_BYTES)
         bit -= 8 * begin
-        chunk_bits = 8 * len(window_at)
         chunk = []
-        while word < word_count and bit < chunk_bits:
+        while bit < end:
             chunk.append(bit)
-            window = window_at[bit >> 3] << (bit & 7)
-            shift, mask, first_bits, more_bits = fields[window >> 29 & 7]
-            more = window >> shift & mask
-            bit += first_bits + more * more_bits
-            word += more + 1
+            step = steps[bit]
+            if not step:
+                at = begin + (bit >> 3)
+                window = int.from_bytes(padded[at : at + 4]) << (bit & 7)
+                size = length_bits[window >> 29 & 3]
+                step = 3 + size + _WORD_BITS * (1 + (window >> (29 - size) & (1 << size) - 1))
+            bit += step
         bit += 8 * begin
-        starts += [start + 8 * begin for start in chunk] if begin else chunk
-    if word < word_count or bit > bit_count:
+        starts.append(np.array(chunk, np.int64) + 8 * begin)
+    return np.concatenate(starts), bit
+
+
+def _check_end(data: bytes, end_bit: Ints, end_word: Ints, word_count: int, where: str) -> int:
+    """The number of blocks that fill the picture; nothing may be missing or left."""
+    last = min(int(np.searchsorted(end_word, word_count)), len(end_word) - 1)
+    word, bit = int(end_word[last]), int(end_bit[last])
+    if word < word_count or bit > 8 * len(data):
         raise _error(
             where,
             f"the rle ends after {len(data)} bytes, at word {word} of {word_count}; it is cut off,"
@@ -213,7 +226,7 @@ def _block_starts(data: bytes, length_bits: list[int], word_count: int, where: s
             f"something follows the last block of the rle, from byte {(bit >> 3) + 1} of"
             f" {len(data)} on, expected its end; export the tasks again",
         )
-    return np.array(starts, np.int64)
+    return last + 1
 
 
 def encode_brush(mask_hw: MaskHW) -> list[int]:
@@ -347,9 +360,9 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         if frame is not None:
             frames[image] = frame
     if options.unlisted_are_clean:
-        for image in paths.keys() - reader.doubtful - refused - frames.keys():
-            size_wh = frame_size(image, paths, options, str(json_path))
-            frames[image] = FrameLabels(image, {}, size_wh, split=split_of(image))
+        labelled = reader.doubtful | refused | frames.keys()
+        unlisted = [image for image in paths if image not in labelled]
+        frames |= clean_frames(unlisted, paths, options, str(json_path))
     return LabelSet(
         format=LABEL_STUDIO.name,
         source=path,
@@ -370,29 +383,18 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
     project. One task a line, so that versions can be compared.
 
     Raises:
-        InputError: a frame without a size, a type that is not among the classes, a name that the
-            files cannot carry, or a file that cannot be written.
+        InputError: see :func:`frames_to_write`; a name that the files cannot carry, or a file
+            that cannot be written.
     """
-    names = {c.id: c.name for c in label_set.classes}
-    for name in names.values():
-        if not name.isprintable():
-            raise InputError(
-                f"the type {shown(name)} holds control characters, expected a name; rename it"
-            )
-    tasks = [_task(number, f, names) for number, f in enumerate(label_set.frames.values(), 1)]
+    names = names_to_write(label_set)
+    tasks = [
+        _task(number, frame, size_wh, names)
+        for number, (frame, size_wh) in enumerate(frames_to_write(label_set), 1)
+    ]
     lines = ",\n".join(json.dumps(task, separators=(",", ":")) for task in tasks)
-    for name, text in ((LABELS, f"[\n{lines}\n]\n"), (LABEL_STUDIO_CONFIG, _config(names))):
-        try:
-            (folder / name).write_bytes(text.encode())
-        except OSError as error:
-            raise InputError(
-                f"{folder / name}: cannot be written ({error.strerror}); check the folder and the"
-                " free space"
-            ) from error
-    for image in label_set.frames:
-        if image in label_set.image_paths:
-            target = folder / IMAGE_FOLDER / image
-            place_image(label_set.image_paths[image], target, placement)
+    write_file(folder / LABELS, f"[\n{lines}\n]\n".encode())
+    write_file(folder / LABEL_STUDIO_CONFIG, _config(names).encode())
+    place_images(label_set, folder / IMAGE_FOLDER, placement)
     return {}
 
 
@@ -818,24 +820,17 @@ def _are_pairs(points: object) -> bool:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _task(number: int, frame: FrameLabels, names: Mapping[str, str]) -> Json:
-    where = f"image {shown(frame.image)}"
-    check_image_name(frame.image, where)
-    if frame.size_wh is None:
-        raise InputError(f"{where}: the size is not known, expected one; give --images or --size")
-    width, height = frame.size_wh
+def _task(
+    number: int, frame: FrameLabels, size_wh: tuple[int, int], names: Mapping[str, str]
+) -> Json:
+    width, height = size_wh
     data: Json = {"image": f"/data/local-files/?d={quote(f'{IMAGE_FOLDER}/{frame.image}')}"}
     data |= {"width_px": width, "height_px": height}
     if frame.split:
         data["split"] = frame.split
     results = []
     for class_id, rle in frame.rle_by_class.items():
-        if class_id not in names:
-            raise InputError(
-                f"{where}: the type {shown(class_id)} is not among the classes, expected one of"
-                f" {', '.join(names)}; add it"
-            )
-        mask_hw = decode_rle(rle, frame.size_wh, where=where)
+        mask_hw = decode_rle(rle, size_wh, where=f"image {shown(frame.image)}")
         value = {"format": "rle", "rle": encode_brush(mask_hw), "brushlabels": [names[class_id]]}
         results.append(
             {

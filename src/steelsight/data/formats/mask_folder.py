@@ -20,32 +20,32 @@ suffixes survive where the images are not at hand; where it stands, every line n
 every mask a line. Without it and without an image, a mask names its image: with the suffix that
 all images have, else ``.png``.
 
-A mask is read strictly, because a wrong number is a wrong type: only undamaged PNG, of the image's
-size, whose numbers leave no doubt. Refused are JPEG (compression mixes numbers), colours, 255 in
-masks of numbers (VOC's "void"), 2- and 4-bit grey (programs disagree whether 1 means 1 or 85), and
-palettes that an image optimiser has sorted anew.
+How a mask is read, and which are refused, says :mod:`steelsight.data.formats.mask_png`.
 """
 
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial, reduce
-from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL.PngImagePlugin import PngImageFile
 
+from steelsight.data.formats.mask_png import (
+    VOID,
+    DecodedMask,
+    Rgb,
+    read_binary_mask,
+    read_mask_values,
+    read_number_mask,
+)
 from steelsight.data.labels import (
     CLASS_LIST,
+    IMAGE_FOLDER,
     SPLIT_FOLDERS,
     FrameLabels,
     LabelClass,
@@ -57,58 +57,34 @@ from steelsight.data.labels import (
     class_id_of,
     classes_of,
     find_images,
+    frames_to_write,
+    in_threads,
     inside,
-    place_image,
+    make_folders,
+    place_images,
     read_lines,
     shown,
     split_of,
+    write_class_names,
+    write_file,
     write_lines,
 )
 from steelsight.errors import DecodeError, InputError, LabelError, SteelsightError
-from steelsight.imaging import (
-    IMAGE_SUFFIXES,
-    DecodePolicy,
-    _any_failure_refused,
-    _check_trailing,
-    _exif_orientation,
-    _png_chunk,
-    _png_chunks,
-    _png_lines,
-    read_bytes,
-    read_size_wh,
-)
-from steelsight.masks import MAX_MASK_PX, decode_rle
+from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
+from steelsight.masks import decode_rle
+from steelsight.png import PNG_SIGNATURE, Colours, Samples, encode_png, voc_palette
 
 MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
-IMAGE_FOLDERS = ("images", "JPEGImages")
+IMAGE_FOLDERS = (IMAGE_FOLDER, "JPEGImages")
 IMAGE_LIST = "images.txt"
 MASK_SUFFIX = "_mask"
 LONE_CLASS = "defect"
 """Type of a folder of binary masks that names none."""
 
-VOID = 255
-"""In Pascal VOC the value of pixels that belong to no class and are not background either."""
-
 _BACKGROUND_NAMES = {"background", "_background_", "__background__"}
-_POLICY = DecodePolicy(max_pixels=MAX_MASK_PX)
 _PROBED_MASKS = 4
 _PROBED_PX = 1 << 24
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY, _PNG_RGB, _PNG_PALETTE, _PNG_GREY_ALPHA, _PNG_RGBA = 0, 2, 3, 4, 6
-_PNG_CHANNELS = {_PNG_GREY: 1, _PNG_RGB: 3, _PNG_PALETTE: 1, _PNG_GREY_ALPHA: 2, _PNG_RGBA: 4}
-_PNG_OF_CHANNELS = {1: _PNG_GREY, 2: _PNG_GREY_ALPHA, 3: _PNG_RGB, 4: _PNG_RGBA}
-_PNG_DEPTHS = {
-    _PNG_GREY: (1, 8, 16),
-    _PNG_PALETTE: (1, 2, 4, 8),
-    _PNG_RGB: (8,),
-    _PNG_GREY_ALPHA: (8,),
-    _PNG_RGBA: (8,),
-}
-
-MaskValues = NDArray[np.uint8] | NDArray[np.uint16]
-Rgb = tuple[int, int, int]
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -118,366 +94,6 @@ class MaskForm(StrEnum):
     INDEX = "mask-index"
     PALETTE = "mask-palette"
     BINARY = "mask-binary"
-
-
-# One mask file -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _MaskPng:
-    """Numbers of one file, and the colours they stand for (entries x 3) where it has a palette."""
-
-    values_hw: MaskValues
-    palette_rgb: NDArray[np.uint8] | None
-    was_rgb: bool
-
-
-def read_mask_values(
-    path: Path, expected_wh: tuple[int, int] | None = None, *, where: str = ""
-) -> MaskValues:
-    """Reads one mask strictly: the stored numbers, of a palette PNG the indices.
-
-    Args:
-        path: PNG with 1, 8 or 16 bits of grey, a palette, or RGB whose channels are equal.
-        expected_wh: width and height of the image in pixels, where they are known.
-        where: put in front of an error message instead of the path.
-
-    Returns:
-        Rows x columns; uint8, or uint16 for 16-bit grey.
-
-    Raises:
-        LabelError: unreadable, no PNG, damaged, coloured, too large, or of another size.
-    """
-    return _read_png(path, expected_wh, where or str(path)).values_hw
-
-
-def _read_png(
-    path: Path, expected_wh: tuple[int, int] | None, where: str, max_px: int = MAX_MASK_PX
-) -> _MaskPng:
-    try:
-        data = read_bytes(path, policy=_POLICY)
-        if not data.startswith(_PNG_SIGNATURE):
-            raise _no_png_error(data, where)
-        with _any_failure_refused("png"):
-            chunks, end = _png_chunks(data)
-            _check_trailing(data, end, _PNG_SIGNATURE)
-            (first, header), *others = chunks
-            if first != b"IHDR":
-                raise ValueError("it does not begin with its header")
-            layout = _PngLayout(*struct.unpack(">IIBBBBB", header))
-        _check_png(layout, dict(others), expected_wh, max_px, where)
-        with _any_failure_refused("png"):
-            stored = _stored_bytes(layout, [part for kind, part in others if kind == b"IDAT"])
-    except DecodeError as error:
-        raise LabelError(f"{where}: {error}; replace the mask by an undamaged PNG") from error
-    if layout.colour == _PNG_PALETTE:
-        values = _unpacked(stored, layout)
-        palettes = [part for kind, part in others if kind == b"PLTE"]
-        entries = np.frombuffer(palettes[0] if palettes else b"", np.uint8)
-        if len(palettes) != 1 or len(entries) % 3 or int(values.max()) >= len(entries) // 3:
-            raise LabelError(
-                f"{where}: pixel value {values.max()} in a palette of {len(entries) // 3} colours,"
-                " expected a colour for each; replace the mask by an undamaged PNG"
-            )
-        return _MaskPng(values, entries.reshape(-1, 3), was_rgb=False)
-    if layout.colour == _PNG_GREY:
-        return _MaskPng(_unpacked(stored, layout), None, was_rgb=False)
-    return _MaskPng(_grey_of_colours(stored, layout, where), None, was_rgb=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _PngLayout:
-    """The PNG header (IHDR), in its order."""
-
-    width: int
-    height: int
-    depth: int
-    colour: int
-    compression: int
-    filtering: int
-    interlaced: int
-
-    @property
-    def row_bytes(self) -> int:
-        return (self.width * self.depth * _PNG_CHANNELS[self.colour] + 7) // 8
-
-
-def _no_png_error(data: bytes, where: str) -> LabelError:
-    if data.startswith(b"\xff\xd8\xff"):
-        return LabelError(
-            f"{where}: expected a PNG, received a JPEG, whose compression smears the class numbers"
-            " into each other; export the masks again as PNG"
-        )
-    return LabelError(
-        f"{where}: expected a PNG, received a file that begins with {data[:8].hex(' ')!r}; export"
-        " the masks as PNG"
-    )
-
-
-def _check_png(
-    layout: _PngLayout,
-    others: Mapping[bytes, memoryview],
-    expected_wh: tuple[int, int] | None,
-    max_px: int,
-    where: str,
-) -> None:
-    """What the header tells, before memory is taken for pixels."""
-    if layout.depth not in _PNG_DEPTHS.get(layout.colour, ()):
-        reason = f"PNG colour type {layout.colour} with {layout.depth} bits"
-        if layout.colour == _PNG_GREY and layout.depth in (2, 4):
-            reason = f"{layout.depth}-bit grey, which some programs scale to 0..255 and some do not"
-        raise LabelError(
-            f"{where}: {reason}, expected 1, 8 or 16 bits of grey or a palette; save the mask as"
-            " 8-bit grey"
-        )
-    if layout.compression or layout.filtering or layout.interlaced:
-        raise LabelError(
-            f"{where}: an interlaced PNG, expected a plain one; save the mask without interlacing"
-        )
-    if b"acTL" in others:
-        raise LabelError(f"{where}: an animated PNG, expected one mask; save a single picture")
-    if b"eXIf" in others and _exif_orientation(bytes(others[b"eXIf"])) not in (None, 1):
-        raise LabelError(
-            f"{where}: the mask is to be turned by its EXIF orientation, which most programs ignore"
-            " in masks; turn the pixels themselves and remove the tag"
-        )
-    size_px, row_bytes = layout.width * layout.height, layout.row_bytes
-    if size_px < 1 or max(size_px, layout.height * row_bytes) > max_px:
-        raise LabelError(
-            f"{where}: the mask is {layout.width} x {layout.height}, expected 1 to {max_px:,}"
-            " pixels of 8 bits; cut image and mask into tiles"
-        )
-    if expected_wh is not None and (layout.width, layout.height) != expected_wh:
-        raise LabelError(
-            f"{where}: the mask is {layout.width} x {layout.height}, expected the image's"
-            f" {expected_wh[0]} x {expected_wh[1]}; use the image that was labelled, unscaled and"
-            " not turned"
-        )
-
-
-def _stored_bytes(layout: _PngLayout, payloads: list[memoryview]) -> NDArray[np.uint8]:
-    """Rows x bytes as they were before PNG filtered them, whatever they mean.
-
-    The filters work on bytes, one pixel's bytes apart. So a picture of any depth is unfiltered as
-    8-bit samples, which keeps the decoder from scaling them or looking them up in a palette.
-    """
-    height, row_bytes = layout.height, layout.row_bytes
-    lines = _png_lines(payloads, height * (1 + row_bytes))
-    rows = np.frombuffer(lines, np.uint8).reshape(height, 1 + row_bytes)
-    if not rows[:, 0].any():  # never filtered, as written here: nothing to undo
-        return rows[:, 1:]
-    channels = max(1, layout.depth * _PNG_CHANNELS[layout.colour] // 8)
-    header = struct.pack(
-        ">IIBBBBB", row_bytes // channels, height, 8, _PNG_OF_CHANNELS[channels], 0, 0, 0
-    )
-    plain = (
-        _PNG_SIGNATURE,
-        _png_chunk(b"IHDR", header),
-        _png_chunk(b"IDAT", zlib.compress(lines, 0)),
-        _png_chunk(b"IEND", b""),
-    )
-    return np.asarray(PngImageFile(BytesIO(b"".join(plain)))).reshape(height, row_bytes)
-
-
-def _unpacked(stored: NDArray[np.uint8], layout: _PngLayout) -> MaskValues:
-    """One number per pixel."""
-    if layout.depth == 8:
-        return stored
-    if layout.depth == 16:
-        return np.ascontiguousarray(stored).view(">u2").astype(np.uint16)
-    if layout.depth == 1:
-        return np.unpackbits(stored, axis=1, count=layout.width)
-    per_byte = 8 // layout.depth
-    values = np.empty((layout.height, layout.row_bytes, per_byte), np.uint8)
-    for i in range(per_byte):
-        values[:, :, i] = stored >> (8 - layout.depth * (i + 1)) & (1 << layout.depth) - 1
-    return values.reshape(layout.height, -1)[:, : layout.width]
-
-
-def _grey_of_colours(stored: NDArray[np.uint8], layout: _PngLayout, where: str) -> MaskValues:
-    pixels = stored.reshape(layout.height, layout.width, -1)
-    channels = pixels.shape[2]
-    transparent = channels in (2, 4) and (pixels[:, :, -1] != 255).any()
-    coloured = channels >= 3 and (pixels[:, :, :3] != pixels[:, :, :1]).any(axis=2)
-    if transparent or np.any(coloured):
-        y, x = np.argwhere(coloured)[0] if np.any(coloured) else (0, 0)
-        found = "transparent pixels" if transparent else f"the colour {_rgb(pixels[y, x])}"
-        raise LabelError(
-            f"{where}: {found} at row {y}, column {x}, expected one number per pixel; save class"
-            " numbers as 8-bit grey or palette PNG, because colours do not name classes"
-        )
-    return np.ascontiguousarray(pixels[:, :, 0])
-
-
-def _rgb(colour: NDArray[Any]) -> Rgb:
-    red, green, blue = colour[:3].tolist()
-    return red, green, blue
-
-
-def encode_png(values_hw: MaskValues, bits: int, palette_rgb: bytes = b"") -> bytes:
-    """Writes numbers as PNG: grey with 1, 8 or 16 bits, or a palette with 8 bits.
-
-    Unfiltered and at zlib's level 1: masks compress well anyhow, and both ways are fast.
-
-    Args:
-        values_hw: uint8 or uint16, rows x columns, below ``2 ** bits``.
-        bits: per pixel.
-        palette_rgb: red, green, blue of number 0, then of number 1 and so on.
-    """
-    height, width = values_hw.shape
-    stored: NDArray[np.uint8]
-    if bits == 16:
-        stored = values_hw.astype(">u2").view(np.uint8)
-    elif bits == 1:
-        stored = np.packbits(values_hw.view(np.bool_), axis=1)
-    else:
-        stored = values_hw.view(np.uint8)
-    lines = np.zeros((height, 1 + stored.shape[1]), np.uint8)
-    lines[:, 1:] = stored
-    colour = _PNG_PALETTE if palette_rgb else _PNG_GREY
-    return b"".join(
-        (
-            _PNG_SIGNATURE,
-            _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)),
-            _png_chunk(b"PLTE", palette_rgb) if palette_rgb else b"",
-            _png_chunk(b"IDAT", zlib.compress(lines.data, 1)),
-            _png_chunk(b"IEND", b""),
-        )
-    )
-
-
-def voc_palette(colours: int) -> bytes:
-    """The first colours of Pascal VOC's palette, three bytes each: black, dark red, dark green...
-
-    The bits of a number, from the lowest, go in turn to red, green and blue, each from its highest
-    bit down (``VOClabelcolormap.m`` of the VOC development kit).
-    """
-    number = np.arange(colours)
-    rgb = np.zeros((colours, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            rgb[:, channel] |= ((number >> 3 * bit + channel & 1) << 7 - bit).astype(np.uint8)
-    return rgb.tobytes()
-
-
-def value_rles(values_hw: MaskValues, highest: int, expected: str, where: str) -> dict[int, str]:
-    """Canonical Kaggle RLE of every number but 0, in one pass over the pixels.
-
-    Args:
-        values_hw: rows x columns.
-        highest: numbers above it are refused.
-        expected: what to say then.
-        where: put in front of an error message.
-
-    Raises:
-        LabelError: a number above ``highest``; the text names it and its first pixel.
-    """
-    height = values_hw.shape[0]
-    columns = cv2.transpose(values_hw).ravel()
-    starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
-    ends = np.append(starts[1:], len(columns))
-    value = columns[starts]
-    wrong = np.flatnonzero(value > highest)
-    if len(wrong):
-        first = wrong[0]
-        count_px = np.count_nonzero(columns == value[first])
-        raise LabelError(
-            f"{where}: pixel value {value[first]} at row {starts[first] % height}, column"
-            f" {starts[first] // height} ({count_px} px in all), {expected}"
-        )
-    # Runs of equal number side by side, still in ascending order; they do not touch by themselves.
-    order = np.argsort(value, kind="stable")
-    runs = np.stack((starts + 1, ends - starts), axis=1)[order]
-    value = value[order]
-    bounds = [*(np.flatnonzero(value[1:] != value[:-1]) + 1).tolist(), len(value)]
-    return {
-        int(value[a]): " ".join(map(str, runs[a:b].ravel().tolist()))
-        for a, b in pairwise([0, *bounds])
-        if value[a]
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedMask:
-    """What one mask file says.
-
-    Attributes:
-        size_wh: width and height in pixels.
-        rle_by_value: canonical Kaggle RLE of every number but 0 that occurs.
-        colour_by_value: what a palette says about these numbers.
-        was_rgb: the number stands in three equal channels.
-    """
-
-    size_wh: tuple[int, int]
-    rle_by_value: Mapping[int, str]
-    colour_by_value: Mapping[int, Rgb]
-    was_rgb: bool
-
-
-def read_binary_mask(
-    path: Path, expected_wh: tuple[int, int] | None = None, *, where: str = ""
-) -> DecodedMask:
-    """Reads a mask of one class: 0 and 255, or 0 and 1.
-
-    Raises:
-        LabelError: see :func:`read_mask_values`; also other numbers, or 1 beside 255.
-    """
-    where = where or str(path)
-    png = _read_png(path, expected_wh, where)
-    if png.palette_rgb is not None and png.palette_rgb[0].min() == 255:
-        raise LabelError(
-            f"{where}: number 0 of the palette is white, expected black: the mask may be inverted;"
-            " save it as grey with 0 for good steel and 255 for the defect"
-        )
-    expected = "expected 0 and 255, or 0 and 1; save one mask per class"
-    decoded = _decoded(png, 255, expected, where)
-    if len(decoded.rle_by_value) > 1 or not decoded.rle_by_value.keys() <= {1, 255}:
-        values = list(decoded.rle_by_value)
-        raise LabelError(
-            f"{where}: the pixel values beside 0 are {', '.join(map(str, values[:6]))}"
-            f"{', ...' * (len(values) > 6)}, expected 255 alone, or 1 alone; scaling and JPEG make"
-            " grey edges: export the mask again without them (class numbers are mask-index)"
-        )
-    return decoded
-
-
-def _read_number_mask(
-    path: Path, expected_wh: tuple[int, int] | None, names: int | None, where: str
-) -> DecodedMask:
-    """Reads a mask of class numbers; ``names`` is the number of classes where it is known."""
-    png = _read_png(path, expected_wh, where)
-    highest = VOID - 1 if names is None else names
-    if names is None:
-        expected = f"expected 0 to {highest} while {CLASS_LIST} names no types; add that file"
-    else:
-        expected = (
-            f"expected 0 to {highest}, because {names} types are named; add the missing names to"
-            f" {CLASS_LIST}, or correct the mask"
-        )
-    if highest < VOID and png.values_hw.max() == VOID:
-        expected = (
-            f"expected 0 to {highest}; in Pascal VOC 255 is 'void', which no type can hold: write 0"
-            " or a type's number there, or if 255 marks the only defect, read it as mask-binary"
-        )
-    decoded = _decoded(png, highest, expected, where)
-    for value, colour in decoded.colour_by_value.items():
-        grey = colour[0]
-        if colour == (grey, grey, grey) and grey != value and 1 <= grey <= (names or 0):
-            raise LabelError(
-                f"{where}: pixel value {value} has the grey {grey} in the palette, which is"
-                " another type's number, expected one of them; an image optimiser may have"
-                " rewritten the mask: save it as 8-bit grey"
-            )
-    return decoded
-
-
-def _decoded(png: _MaskPng, highest: int, expected: str, where: str) -> DecodedMask:
-    height, width = png.values_hw.shape
-    rles = value_rles(png.values_hw, highest, expected, where)
-    colours: dict[int, Rgb] = {}
-    if png.palette_rgb is not None:
-        colours = {value: _rgb(png.palette_rgb[value]) for value in rles}
-    return DecodedMask((width, height), rles, colours, png.was_rgb)
 
 
 # Which mask belongs to which image ---------------------------------------------------------------
@@ -575,12 +191,6 @@ def match_masks(
     return mask_by_image, without_image
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order; pays because files, zlib, numpy and OpenCV let other threads run."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield from pool.map(function, items)
-
-
 def attempted(read: Callable[[], Result], where: str) -> Result | LabelError:
     """A result, or the error, to be raised later in the order of the images."""
     try:
@@ -610,50 +220,6 @@ def known_size(
 
 
 # Lists beside the masks --------------------------------------------------------------------------
-
-
-def write_class_names(folder: Path, classes: Iterable[LabelClass]) -> None:
-    """Writes ``classes.txt``; a name that would read back as another id is replaced by the id."""
-    lines = []
-    for label_class in classes:
-        name = label_class.name
-        try:
-            same = name.isprintable() and class_id_of(name) == label_class.id
-        except LabelError:
-            same = False
-        lines.append(name if same else label_class.id)
-    write_lines(folder / CLASS_LIST, lines)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes one file.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}), expected a folder with room for the"
-            " masks; check permissions and free space"
-        ) from error
-
-
-def make_folders(folders: Iterable[Path]) -> None:
-    """Makes folders and what they lie in.
-
-    Raises:
-        InputError: one cannot be made.
-    """
-    for folder in sorted(set(folders)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be made ({error.strerror}), expected a folder that can be"
-                " written; check permissions and free space"
-            ) from error
 
 
 def _listed_images(root: Path) -> tuple[str, ...] | None:
@@ -992,7 +558,7 @@ def _read_mask(
     where: str,
 ) -> DecodedMask:
     if form is not MaskForm.BINARY:
-        return _read_number_mask(path, size_wh, class_count, where)
+        return read_number_mask(path, size_wh, class_count, where)
     decoded = read_binary_mask(path, size_wh, where=where)
     if class_count == 0 and decoded.rle_by_value:
         raise LabelError(
@@ -1040,48 +606,30 @@ def _frame_labels(
 # Writing -----------------------------------------------------------------------------------------
 
 
-def frames_to_write(label_set: LabelSet) -> list[FrameLabels]:
-    """The frames, all of which masks can hold: with masks or clean, of known size.
+def frames_with_stems(label_set: LabelSet) -> list[tuple[FrameLabels, tuple[int, int]]]:
+    """The frames to write and their sizes, all with names that are found again.
 
     Raises:
-        InputError: a frame whose place of defects is not known, or without a size.
+        InputError: see :func:`frames_to_write`.
         LabelError: a name that cannot be a file's here.
     """
-    class_ids = set(label_set.class_ids)
-    for frame in label_set.frames.values():
-        where = f"{label_set.source}, image {shown(frame.image)}"
-        check_image_name(frame.image, where)
+    frames = frames_to_write(label_set)
+    for frame, _ in frames:
         if any(part.startswith(".") for part in frame.image.split("/")) or (
             frame.image != frame.image.strip()
         ):
             raise LabelError(
-                f"{where}: a dot or blank in front or a blank at the end, which would not be found"
-                " again, expected a plain file name; rename the image"
+                f"{label_set.source}, image {shown(frame.image)}: a dot or blank in front or a"
+                " blank at the end, which would not be found again, expected a plain file name;"
+                " rename the image"
             )
-        if frame.types_without_mask or frame.disputed:
-            raise InputError(
-                f"{where}: a defect whose place is unknown, or a disputed label, expected masks or"
-                " good steel; leave the frame out"
-            )
-        if frame.size_wh is None:
-            raise InputError(
-                f"{where}: its size is not known, expected width and height; give the images with"
-                " --images or the size with --size"
-            )
-        unknown = frame.rle_by_class.keys() - class_ids
-        if unknown:
-            raise InputError(
-                f"{where}: the type {shown(min(unknown))}, expected one of"
-                f" {shown(', '.join(sorted(class_ids)))}; add it to the types"
-            )
-    return list(label_set.frames.values())
+    return frames
 
 
-def frame_masks(frame: FrameLabels, where: str) -> dict[str, NDArray[np.bool_]]:
+def frame_masks(
+    frame: FrameLabels, size_wh: tuple[int, int], where: str
+) -> dict[str, NDArray[np.bool_]]:
     """Masks by class id, rows x columns; empty ones are left out."""
-    size_wh = frame.size_wh
-    if size_wh is None:
-        raise InputError(f"{where}: expected a frame of known size; check it before")
     return {
         class_id: decode_rle(rle, size_wh, where=f"{where}, type {class_id!r}")
         for class_id, rle in frame.rle_by_class.items()
@@ -1092,12 +640,12 @@ def frame_masks(frame: FrameLabels, where: str) -> dict[str, NDArray[np.bool_]]:
 def _write(
     form: MaskForm, label_set: LabelSet, root: Path, placement: Placement
 ) -> Mapping[str, str]:
-    frames = frames_to_write(label_set)
+    frames = frames_with_stems(label_set)
     class_ids = label_set.class_ids
     if form is not MaskForm.BINARY:
         _check_numbers(form, label_set)
     image_of_stem: dict[str, str] = {}
-    for frame in frames:
+    for frame, _ in frames:
         other = image_of_stem.setdefault(stem_of(frame.image), frame.image)
         if other != frame.image:
             raise LabelError(
@@ -1105,28 +653,26 @@ def _write(
                 " share a mask, expected names that differ in more than their suffix; rename one"
             )
 
-    def write_frame(frame: FrameLabels) -> None:
+    def write_frame(frame_and_size: tuple[FrameLabels, tuple[int, int]]) -> None:
+        frame, size_wh = frame_and_size
         where = f"{label_set.source}, image {shown(frame.image)}"
-        masks = frame_masks(frame, where)
-        width, height = frame.size_wh or (0, 0)
-        for folder, values_hw in (
-            _binary_layers(masks, class_ids, (height, width))
-            if form is MaskForm.BINARY
-            else [("", _numbers(masks, class_ids, (height, width)))]
-        ):
+        masks = frame_masks(frame, size_wh, where)
+        if form is MaskForm.BINARY:
+            layers = _binary_layers(masks, class_ids, size_wh[::-1])
+        else:
+            layers = [("", _numbers(masks, class_ids, size_wh[::-1]))]
+        for folder, values_hw in layers:
             path = root / MASK_FOLDERS[0] / folder / f"{stem_of(frame.image)}.png"
             write_file(path, _encode(form, values_hw))
-        if frame.image in label_set.image_paths:
-            target = root / IMAGE_FOLDERS[0] / frame.image
-            place_image(label_set.image_paths[frame.image], target, placement)
 
-    folders = {stem_of(frame.image).rpartition("/")[0] for frame in frames}
-    layers = class_ids if form is MaskForm.BINARY and class_ids else ("",)
-    make_folders(root / MASK_FOLDERS[0] / layer / folder for layer in layers for folder in folders)
+    folders = {stem_of(frame.image).rpartition("/")[0] for frame, _ in frames}
+    parts = class_ids if form is MaskForm.BINARY and class_ids else ("",)
+    make_folders(root / MASK_FOLDERS[0] / part / folder for part in parts for folder in folders)
     for _ in in_threads(write_frame, frames):
         pass
+    place_images(label_set, root / IMAGE_FOLDER, placement)
     write_class_names(root, label_set.classes)
-    write_lines(root / IMAGE_LIST, [frame.image for frame in frames])
+    write_lines(root / IMAGE_LIST, list(label_set.frames))
     return {}
 
 
@@ -1146,20 +692,21 @@ def _check_numbers(form: MaskForm, label_set: LabelSet) -> None:
 
 def _numbers(
     masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
-) -> MaskValues:
+) -> Samples:
     """One number per pixel; where types overlap, the later one in class order stays."""
     dtype = np.uint8 if len(class_ids) < 256 else np.uint16
     layers: list[NDArray[Any]] = [
-        masks[class_id] * dtype(number)
+        masks[class_id].view(np.uint8) * dtype(number)
         for number, class_id in enumerate(class_ids, start=1)
         if class_id in masks
     ]
-    return reduce(np.maximum, layers) if layers else np.zeros(shape_hw, dtype)
+    values_hw: Samples = reduce(np.maximum, layers or [np.zeros(shape_hw, dtype)])
+    return values_hw
 
 
 def _binary_layers(
     masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
-) -> list[tuple[str, MaskValues]]:
+) -> list[tuple[str, Samples]]:
     """Class folder and mask of every type that is present; for good steel one mask of zeros."""
     if masks:
         return [(class_id, mask_hw.view(np.uint8)) for class_id, mask_hw in masks.items()]
@@ -1169,7 +716,7 @@ def _binary_layers(
 _VOC_PALETTE = voc_palette(256)
 
 
-def _encode(form: MaskForm, values_hw: MaskValues) -> bytes:
+def _encode(form: MaskForm, values_hw: Samples) -> bytes:
     if form is MaskForm.BINARY:
         return encode_png(values_hw, 1)
     if form is MaskForm.PALETTE:
@@ -1201,16 +748,13 @@ def _probe(root: Path) -> tuple[MaskForm | None, str]:
     for mask in _first_masks(layout.masks, _PROBED_MASKS):
         with mask.open("rb") as file:
             start = file.read(26)
-        depth, colour = (start[24], start[25]) if start.startswith(_PNG_SIGNATURE) else (0, 0)
-        if colour == _PNG_PALETTE:
+        depth, colour = (start[24], start[25]) if start.startswith(PNG_SIGNATURE) else (0, 0)
+        if colour == Colours.PALETTE:
             return MaskForm.PALETTE, f"{folder}/ holds PNG files with a palette"
-        if (colour, depth) == (_PNG_GREY, 1):
+        if (colour, depth) == (Colours.GREY, 1):
             return MaskForm.BINARY, f"{folder}/ holds 1-bit PNG files"
-        try:
-            png = _read_png(mask, None, "", _PROBED_PX)
-        except LabelError:  # to be said when it is read
-            continue
-        values.update(np.unique(png.values_hw).tolist())
+        with suppress(LabelError):  # to be said when it is read
+            values.update(np.unique(read_mask_values(mask, max_px=_PROBED_PX)).tolist())
     if VOID in values and values <= {0, VOID}:
         return MaskForm.BINARY, f"{folder}/ holds grey PNG files with 0 and 255 only"
     return MaskForm.INDEX, f"{folder}/ holds one grey PNG file per image"

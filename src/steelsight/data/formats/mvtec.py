@@ -27,22 +27,16 @@ import numpy as np
 
 from steelsight.data.formats.mask_folder import (
     MASK_SUFFIX,
-    DecodedMask,
     Refusals,
     attempted,
-    encode_png,
     find_masks,
     frame_masks,
-    frames_to_write,
-    in_threads,
+    frames_with_stems,
     known_size,
-    make_folders,
     match_masks,
-    read_binary_mask,
     stem_of,
-    write_class_names,
-    write_file,
 )
+from steelsight.data.formats.mask_png import DecodedMask, read_binary_mask
 from steelsight.data.labels import (
     CLASS_LIST,
     SPLIT_FOLDERS,
@@ -55,13 +49,18 @@ from steelsight.data.labels import (
     class_id_of,
     classes_of,
     find_images,
+    in_threads,
     inside,
-    place_image,
+    make_folders,
+    place_images,
     read_lines,
     shown,
     split_of,
+    write_class_names,
+    write_file,
 )
 from steelsight.errors import InputError, LabelError
+from steelsight.png import encode_png
 
 GOOD = "good"
 COMBINED = "combined"
@@ -226,27 +225,27 @@ def _ignored(root: Path) -> tuple[str, ...]:
 
 
 def _write(label_set: LabelSet, root: Path, placement: Placement) -> Mapping[str, str]:
-    frames = frames_to_write(label_set)
+    frames = frames_with_stems(label_set)
     _check_images(label_set, placement)
-    folder_of = {frame.image: _target_folder(frame) for frame in frames}
+    folder_of = {frame.image: _target_folder(frame) for frame, _ in frames}
     new_names = _new_names(folder_of)
     truth_of = {
         image: root / TRUTH / f"{stem_of(name.removeprefix('test/'))}{MASK_SUFFIX}.png"
         for image, name in new_names.items()
     }
 
-    def write_frame(frame: FrameLabels) -> None:
-        masks = frame_masks(frame, f"{label_set.source}, image {shown(frame.image)}")
+    def write_frame(frame_and_size: tuple[FrameLabels, tuple[int, int]]) -> None:
+        frame, size_wh = frame_and_size
+        masks = frame_masks(frame, size_wh, f"{label_set.source}, image {shown(frame.image)}")
         if masks:
             union_hw = reduce(np.logical_or, masks.values())
             content = encode_png(union_hw.view(np.uint8) * np.uint8(255), 8)
             write_file(truth_of[frame.image], content)
-        target = root / new_names[frame.image]
-        place_image(label_set.image_paths[frame.image], target, placement)
 
-    make_folders(truth_of[f.image].parent for f in frames if any(f.rle_by_class.values()))
+    make_folders(truth_of[f.image].parent for f, _ in frames if any(f.rle_by_class.values()))
     for _ in in_threads(write_frame, frames):
         pass
+    place_images(label_set, root, placement, new_names)
     classes = list(label_set.classes)
     ids = {class_id.casefold() for class_id in label_set.class_ids}
     if f"test/{COMBINED}" in folder_of.values() and COMBINED not in ids:

@@ -20,12 +20,14 @@ are counted as a text editor counts lines: the header is row 1.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from steelsight.data.frame_list import FRAME_LIST, write_frame_list
 from steelsight.data.labels import (
     CLASS_ID,
     CLASS_LIST,
+    IMAGE_FOLDER,
     FrameLabels,
     LabelClass,
     LabelFormat,
@@ -34,17 +36,16 @@ from steelsight.data.labels import (
     ReadOptions,
     check_image_name,
     classes_of,
-    find_images,
     frame_size,
-    place_image,
+    images_beside,
+    place_images,
     read_lines,
     shown,
     split_of,
-    write_lines,
+    write_class_names,
 )
 from steelsight.data.tables import csv_safe, open_table, write_table
 from steelsight.errors import InputError, LabelError
-from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import rle_runs
 
 SizesWh = (
@@ -55,7 +56,7 @@ SizesWh = (
 FRAME_WH = (1600, 256)
 """Size of every frame that Severstal published."""
 
-IMAGE_FOLDERS = ("images", "train_images")
+IMAGE_FOLDERS = (IMAGE_FOLDER, "train_images")
 """Where the images lie beside ``train.csv``: our own name, and that of the Kaggle archive."""
 
 
@@ -195,7 +196,9 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
             f"{path}: expected a CSV file with the columns ImageId, ClassId and EncodedPixels, or"
             " one folder with one such file or train.csv; check the path"
         )
-    paths = _images(csv_path, options, errors)
+    paths = images_beside(
+        csv_path.parent, options, errors, folders=IMAGE_FOLDERS, named=partial(_named, csv_path)
+    )
     classes = classes_of(options.class_names, str(path)) or _listed_classes(csv_path.parent)
     sizes: dict[str, tuple[int, int]] = {}
     assumed = 0
@@ -217,8 +220,9 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         for image, frame in labels.items()
     }
     if options.unlisted_are_clean:
-        for image in paths.keys() - frames.keys() - refused:
-            frames[image] = FrameLabels(image, {}, size_of(image), split=split_of(image))
+        for image in paths:
+            if image not in frames and image not in refused:
+                frames[image] = FrameLabels(image, {}, size_of(image), split=split_of(image))
     notes: tuple[str, ...] = ()
     if assumed:
         notes = (
@@ -283,21 +287,6 @@ def _holds_masks(path: Path) -> bool:
         return False
 
 
-def _images(
-    csv_path: Path, options: ReadOptions, errors: list[LabelError] | None
-) -> dict[str, Path]:
-    folder = csv_path.parent
-    if options.images is not None:
-        return find_images(options.images, errors)
-    for name in IMAGE_FOLDERS:
-        if (folder / name).is_dir():
-            return find_images(folder / name, errors)
-    beside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    paths = {p.name: p for p in beside if p.is_file() and not p.is_symlink()}
-    # A picture in a folder of many things is a frame only if labels speak of such names.
-    return paths if paths and not paths.keys().isdisjoint(_named(csv_path)) else {}
-
-
 def _listed_classes(folder: Path) -> tuple[LabelClass, ...]:
     path = folder / CLASS_LIST
     return classes_of(read_lines(path), str(path)) if path.is_file() else ()
@@ -332,11 +321,8 @@ def _write(
     write_csv(folder / name, frames, form=form, class_ids=label_set.class_ids)
     names = {image: csv_safe(image) for image in label_set.frames}
     write_frame_list(folder / FRAME_LIST, list(label_set.frames.values()), names)
-    write_lines(folder / CLASS_LIST, [c.name for c in label_set.classes])
-    for image in label_set.frames:
-        if image in label_set.image_paths:
-            target = folder / IMAGE_FOLDERS[0] / names[image]
-            place_image(label_set.image_paths[image], target, placement)
+    write_class_names(folder, label_set.classes)
+    place_images(label_set, folder / IMAGE_FOLDER, placement, names)
     return {old: new for old, new in names.items() if new != old}
 
 
