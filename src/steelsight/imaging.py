@@ -23,6 +23,7 @@ Shapes: ``hw`` rows x columns, ``chw`` types x rows x columns; sizes ``wh`` and 
 
 import hashlib
 import math
+import os
 import re
 import stat
 import struct
@@ -156,6 +157,8 @@ def read_size_wh(path: str | Path) -> tuple[int, int]:
         DecodeError: unreadable, no image in an accepted format, or a broken header.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            _refuse(Reason.NOT_A_FILE, "expected a file")
         with Path(path).open("rb") as file:
             name = _identify(file.read(256))
             opened = _OPENED_BY.get(name or "")

@@ -4,6 +4,7 @@ A zip file is text that others wrote: names that lead out of the folder, links, 
 expand a thousandfold are refused before or while anything is written.
 """
 
+import lzma
 import stat
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ SMALL_BYTES = 64 << 20
 """Members up to this size may have any ratio."""
 
 _PIECE_BYTES = 1 << 20
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @contextmanager
@@ -67,9 +69,9 @@ def _unpack(path: Path, root: Path) -> None:
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _extract(archive, member, target, path)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise LabelError(
-            f"{path}: damaged archive ({error}), expected a .zip; pack it again"
+            f"{path}: damaged archive ({shown(str(error))}), expected a .zip; pack it again"
         ) from (error)
     except OSError as error:
         raise InputError(

@@ -5,7 +5,6 @@ frame) loses something. How much is measured for every frame and type as interse
 and nothing is called written that the target's own reader does not give back.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -95,6 +94,8 @@ def convert(
     """
     if target.write is None:
         raise InputError(f"{target.name!r} holds no labels, expected another format to write")
+    if not folder.name:
+        raise InputError(f"expected a new folder with a name of its own, got {str(folder)!r}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already and not empty, expected a new folder")
     usable, left_out = _usable(label_set)
@@ -103,7 +104,8 @@ def convert(
             f"{label_set.source}: no frame with masks or known to be clean, expected at least one;"
             " nothing was written"
         )
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
     try:
         beside.mkdir(parents=True)
         names = target.write(usable, beside, placement)

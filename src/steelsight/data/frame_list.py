@@ -28,6 +28,7 @@ from steelsight.data.labels import (
     check_image_name,
     class_id_of,
     classes_of,
+    is_image_name,
     shown,
 )
 from steelsight.data.tables import csv_safe, open_table, write_table
@@ -37,7 +38,7 @@ FRAME_LIST = "images.csv"
 """Name under which a list beside the labels is found."""
 
 _STATUSES = ("clean", "faulty", "faulty-no-mask", "disputed")
-_TYPE_COLUMN = re.compile("c([0-9]+)")
+_TYPE_COLUMN = re.compile("c([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class FrameList:
         entries: by image, in the order of the file.
         class_ids: the types named in it.
         refused: images with a broken row (only when errors are collected).
+        orphans: broken rows of no known image.
     """
 
     entries: Mapping[str, FrameEntry]
     class_ids: tuple[str, ...]
     refused: frozenset[str]
+    orphans: int = 0
 
 
 def read_frame_list(path: Path, errors: list[LabelError] | None = None) -> FrameList:
@@ -90,6 +93,7 @@ def read_frame_list(path: Path, errors: list[LabelError] | None = None) -> Frame
     """
     entries: dict[str, FrameEntry] = {}
     refused: set[str] = set()
+    orphans = 0
     with open_table(path) as (header, rows):
         if header.count("ImageId") != 1:
             raise LabelError(
@@ -124,13 +128,15 @@ def read_frame_list(path: Path, errors: list[LabelError] | None = None) -> Frame
                     raise
                 errors.append(error)
                 # A row that is cut short may have no image at all.
-                refused.update(cells[at : at + 1])
+                image = cells[at] if at < len(cells) else ""
+                refused.add(image)
+                orphans += not is_image_name(image)
     named = dict.fromkeys(types.values())
     for entry in entries.values():
         named.update(dict.fromkeys(entry.class_ids or ()))
     for image in refused:
         entries.pop(image, None)
-    return FrameList(entries, tuple(named), frozenset(refused))
+    return FrameList(entries, tuple(named), frozenset(refused - {""}), orphans)
 
 
 def is_frame_list(path: Path) -> bool:
@@ -186,6 +192,7 @@ def apply_frame_list(
         classes=_with_classes(label_set.classes, table.class_ids),
         frames=frames,
         refused=frozenset(refused),
+        orphans=label_set.orphans + table.orphans,
         notes=notes,
     )
 

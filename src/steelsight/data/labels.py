@@ -27,7 +27,7 @@ from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
 
 _MAX_LIST_BYTES = 256 << 20
@@ -108,6 +108,8 @@ class LabelSet:
         image_paths: every image file found, by image name, sorted: labelled or not.
         refused: images with a broken label (only when errors are collected).
         notes: what was assumed or done on the way in, one line each, for people.
+        orphans: broken labels of which nobody can tell the frame. Where there are any, a frame
+            without a label may be the one that lost it.
     """
 
     format: str
@@ -117,6 +119,7 @@ class LabelSet:
     image_paths: Mapping[str, Path] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    orphans: int = 0
 
     @property
     def class_ids(self) -> tuple[str, ...]:
@@ -252,6 +255,15 @@ def check_image_name(image: str, where: str) -> None:
         )
 
 
+def is_image_name(image: str) -> bool:
+    """Whether :func:`check_image_name` accepts it."""
+    try:
+        check_image_name(image, "")
+    except LabelError:
+        return False
+    return True
+
+
 def shown(text: str) -> str:
     """Quoted on one line, and not longer than a line can take."""
     return ascii(text if len(text) <= 40 else text[:37] + "...")
@@ -283,7 +295,7 @@ def find_images(folder: Path, errors: list[LabelError] | None = None) -> dict[st
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder, expected a folder of images; check the path")
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     found: dict[str, Path] = {}
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -294,9 +306,9 @@ def find_images(folder: Path, errors: list[LabelError] | None = None) -> dict[st
             image = path.relative_to(folder).as_posix()
             try:
                 check_image_name(image, str(folder))
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                if path.is_symlink() and not _is_inside(path, root):
                     raise LabelError(
-                        f"{path}: a link to {shown(str(path.resolve()))}, expected files inside"
+                        f"{path}: a link to {shown(os.path.realpath(path))}, expected files inside"
                         f" {folder}; copy the file there"
                     )
             except LabelError as error:
@@ -350,12 +362,17 @@ def inside(folder: Path, relative: str, where: str) -> Path:
     """
     check_image_name(relative, where)
     path = folder / relative
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not _is_inside(path, os.path.realpath(folder)):
         raise LabelError(
             f"{where}: {shown(relative)} leads out of {folder} by a link, expected a file inside;"
             " copy it there"
         )
     return path
+
+
+def _is_inside(path: Path, root: str) -> bool:
+    # Path.resolve raises RuntimeError on links that lead to each other; this does not.
+    return os.path.commonpath((root, os.path.realpath(path))) == root
 
 
 def frame_size(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelsight.data.labels import shown
+from steelsight.data.tables import check_is_file
 from steelsight.errors import InputError
 
 
@@ -23,6 +24,7 @@ def read_predictions(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     line_of: dict[str, int] = {}
     try:
+        check_is_file(path)
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():

@@ -28,6 +28,7 @@ from steelsight import __version__
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.labels import CLASS_ID, FrameLabels, check_image_name, shown
 from steelsight.data.stratification import RULE, stratify
+from steelsight.data.tables import check_is_file
 from steelsight.errors import InputError, LabelError
 from steelsight.masks import union_rle
 
@@ -398,6 +399,7 @@ def load_split(path: Path) -> Split:
         InputError: no such file, no JSON, or something in it is missing, unknown or contradictory.
     """
     try:
+        check_is_file(path)
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

@@ -17,6 +17,16 @@ _MAX_CELL_CHARACTERS = 1 << 30
 """A frame of 409,600 px can need 1.8 million; Python's csv stops at 131,072 by default."""
 
 
+def check_is_file(path: Path) -> None:
+    """Refuses a pipe, socket or device: opening it could wait for ever, or never end.
+
+    Raises:
+        InputError: such a thing. What is missing or a folder shows when it is opened.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe, socket or device, expected a file; check the path")
+
+
 @contextmanager
 def open_table(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, list[str]]]]]:
     """Header and rows of a table; rows without any cell are left out.
@@ -31,6 +41,7 @@ def open_table(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, list
         LabelError: not UTF-8, or damaged quoting.
         InputError: the file cannot be opened.
     """
+    check_is_file(path)
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
     try:
         # newline="" leaves line ends to csv; utf-8-sig drops a byte order mark.

@@ -97,6 +97,7 @@ class _Reading:
     entries: dict[str, _Entry] = field(default_factory=dict)
     listed_in: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    orphans: int = 0
     crowds: int = 0
     without_px: int = 0
 
@@ -105,7 +106,9 @@ class _Reading:
         if self.errors is None:
             raise error
         self.errors.append(error)
-        if image is not None:
+        if image is None:
+            self.orphans += 1
+        else:
             self.refused.add(image)
 
 
@@ -163,6 +166,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         frames=frames,
         image_paths=reading.paths,
         refused=frozenset(reading.refused),
+        orphans=reading.orphans,
         notes=tuple(_notes(reading)),
     )
 

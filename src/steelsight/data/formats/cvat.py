@@ -124,6 +124,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         frames=frames,
         image_paths=paths,
         refused=frozenset(reader.refused),
+        orphans=reader.orphans,
         notes=tuple(reader.notes()),
     )
 
@@ -279,6 +280,7 @@ class _Reader:
         self.classes = {c.name: c for c in classes_of(options.class_names, str(path))}
         self.frames: dict[str, FrameLabels] = {}
         self.refused: set[str] = set()
+        self.orphans = 0
         self.seen: set[str] = set()
         self._path, self._options, self._errors, self._paths = path, options, errors, paths
         self._classes_are_known = bool(self.classes)
@@ -368,7 +370,9 @@ class _Reader:
             if self._errors is None:
                 raise
             self._errors.append(error)
-            if image is not None:
+            if image is None:
+                self.orphans += 1
+            else:
                 self.refused.add(image)
             return None
 

@@ -335,6 +335,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
     reader = _Reader(json_path, options, paths, config)
     frames: dict[str, FrameLabels] = {}
     refused: set[str] = set()
+    orphans = 0
     seen: dict[str, str] = {}
     for number, task in enumerate(tasks, 1):
         told = _task_name(task, number)
@@ -355,7 +356,10 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
                 raise
             errors.append(error)
             # Of two tasks both are refused: nobody knows which of the two is right.
-            refused |= {image} if image is not None else set()
+            if image is None:
+                orphans += 1
+            else:
+                refused.add(image)
             continue
         if frame is not None:
             frames[image] = frame
@@ -370,6 +374,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         frames={image: frame for image, frame in frames.items() if image not in refused},
         image_paths=paths,
         refused=frozenset(refused),
+        orphans=orphans,
         notes=tuple(reader.notes()),
     )
 

@@ -105,13 +105,16 @@ class Refusals:
     def __init__(self, errors: list[LabelError] | None) -> None:
         self._errors = errors
         self.images: set[str] = set()
+        self.orphans = 0
 
     def add(self, error: LabelError, images: Iterable[str] = ()) -> None:
         """Raises the error, or notes it and the images that it spoils."""
         if self._errors is None:
             raise error
         self._errors.append(error)
-        self.images.update(images)
+        spoiled = set(images)
+        self.orphans += not spoiled
+        self.images |= spoiled
 
 
 def stem_of(name: str) -> str:
@@ -429,6 +432,7 @@ def _read(
         frames=frames if layout.listed is not None else dict(sorted(frames.items())),
         image_paths=image_paths,
         refused=frozenset(refusals.images),
+        orphans=refusals.orphans,
         notes=tuple(notes),
     )
 
@@ -748,7 +752,9 @@ def _probe(root: Path) -> tuple[MaskForm | None, str]:
     for mask in _first_masks(layout.masks, _PROBED_MASKS):
         with mask.open("rb") as file:
             start = file.read(26)
-        depth, colour = (start[24], start[25]) if start.startswith(PNG_SIGNATURE) else (0, 0)
+        depth, colour = (
+            (start[24], start[25]) if start.startswith(PNG_SIGNATURE) and start[25:] else (0, 0)
+        )
         if colour == Colours.PALETTE:
             return MaskForm.PALETTE, f"{folder}/ holds PNG files with a palette"
         if (colour, depth) == (Colours.GREY, 1):

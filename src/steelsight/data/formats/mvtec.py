@@ -122,6 +122,7 @@ def _read(path: Path, options: ReadOptions, errors: list[LabelError] | None) -> 
         frames=frames,
         image_paths=image_paths,
         refused=frozenset(refusals.images),
+        orphans=refusals.orphans,
         notes=_ignored(root),
     )
 

@@ -1,5 +1,7 @@
 """All label formats in plain sight, and which of them a folder is in."""
 
+import os
+import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,10 @@ from steelsight.data.labels import (
     ReadOptions,
     find_images,
     frame_size,
+    shown,
     split_of,
 )
+from steelsight.data.tables import check_is_file
 from steelsight.errors import InputError, LabelError
 
 
@@ -122,10 +126,14 @@ def load(
         errors: a list to go on past broken labels; their images are refused.
 
     Raises:
-        LabelError: a broken label.
+        LabelError: a broken label, or links that lead out of the folder.
         InputError: the format is not known, or files are missing.
     """
     options = options or ReadOptions()
+    if path.is_dir():
+        _refuse_strange_files(path)
+    else:
+        check_is_file(path)
     known = format_named(label_format) if label_format else recognise(path)
     label_set = known.read(path, options, errors)
     beside = path / FRAME_LIST
@@ -135,7 +143,46 @@ def load(
         tables.append(frame_list)
     for table in tables:
         label_set = apply_frame_list(label_set, table, errors)
-    return replace(label_set, frames=_with_sizes(label_set, options)) if tables else label_set
+    if tables:
+        label_set = replace(label_set, frames=_with_sizes(label_set, options))
+    return _without_doubtful(label_set) if label_set.orphans else label_set
+
+
+def _without_doubtful(label_set: LabelSet) -> LabelSet:
+    """Any clean frame may be the one that lost a label of which nobody can tell the frame."""
+    doubtful = {image for image, frame in label_set.frames.items() if frame.clean}
+    return replace(
+        label_set,
+        frames={i: frame for i, frame in label_set.frames.items() if i not in doubtful},
+        refused=label_set.refused | doubtful,
+        notes=(
+            *label_set.notes,
+            f"{label_set.orphans} broken labels tell no frame: {len(doubtful)} frames without a"
+            " label do not count as clean, and the masks of others may be incomplete",
+        ),
+    )
+
+
+def _refuse_strange_files(folder: Path) -> None:
+    """A data set lies in its folder, in files: a link may lead anywhere, a pipe waits for ever.
+
+    Raises:
+        LabelError: links that lead out of the folder, or what is no file, folder or link.
+    """
+    root = os.path.realpath(folder)
+    for here, folders, files in os.walk(folder):
+        for path in sorted(os.path.join(here, name) for name in (*folders, *files)):  # noqa: PTH118
+            mode = os.lstat(path).st_mode
+            target = os.path.realpath(path) if stat.S_ISLNK(mode) else path
+            if stat.S_ISLNK(mode) and os.path.commonpath((root, target)) != root:
+                raise LabelError(
+                    f"{path}: a link to {shown(target)}, expected files inside {folder}; copy them"
+                    " there, or give the folder of the images with --images"
+                )
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise LabelError(
+                    f"{path}: a pipe, socket or device, expected files and folders; remove it"
+                )
 
 
 def _with_sizes(label_set: LabelSet, options: ReadOptions) -> dict[str, FrameLabels]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from steelsight.data.frame_list import FRAME_LIST, write_frame_list
 from steelsight.data.labels import (
@@ -38,6 +38,7 @@ from steelsight.data.labels import (
     classes_of,
     frame_size,
     images_beside,
+    is_image_name,
     place_images,
     read_lines,
     shown,
@@ -46,6 +47,7 @@ from steelsight.data.labels import (
 )
 from steelsight.data.tables import csv_safe, open_table, write_table
 from steelsight.errors import InputError, LabelError
+from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import rle_runs
 
 SizesWh = (
@@ -105,9 +107,29 @@ def read_csv(
             columns missing, damaged quoting. The text names file, row, image and value.
         InputError: the file cannot be opened.
     """
+    return _read_rows(path, size_wh, class_ids, errors).frames
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What a table says: frames, images with a broken row, and rows of no known image."""
+
+    frames: dict[str, FrameLabels]
+    refused: frozenset[str]
+    orphans: int
+
+
+def _read_rows(
+    path: Path,
+    size_wh: SizesWh,
+    class_ids: Sequence[str] | None,
+    errors: list[LabelError] | None,
+) -> _Rows:
     masks: dict[str, dict[str, str]] = {}
     row_of: dict[tuple[str, str], int] = {}
     refused: set[str] = set()
+    orphans = 0
+    before = ""
     with open_table(path) as (header, rows):
         columns = _columns(header, str(path))
         for number, cells in rows:
@@ -129,16 +151,26 @@ def read_csv(
                 if errors is None:
                     raise
                 errors.append(error)
-                refused.add(image)
+                named = _names_an_image(image, whole=len(cells) == columns.count)
+                # What names none may be the rest of the row before.
+                refused.add(image if named else before)
+                orphans += not named
                 continue
+            before = image
             of_image = masks.setdefault(image, {})
             if rle:
                 of_image[class_id] = rle
-    return {
+    frames = {
         image: FrameLabels(image, rle_by_class)
         for image, rle_by_class in masks.items()
         if image not in refused
     }
+    return _Rows(frames, frozenset(refused - {""}), orphans)
+
+
+def _names_an_image(image: str, *, whole: bool) -> bool:
+    """Whether a broken row tells its image; in one that is cut, that takes an image's suffix."""
+    return is_image_name(image) and (whole or PurePosixPath(image).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def write_csv(
@@ -211,17 +243,14 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
             sizes[image] = frame_size(image, paths, options, str(csv_path)) if known else FRAME_WH
         return sizes[image]
 
-    known_errors = len(errors) if errors is not None else 0
-    allowed = [c.id for c in classes] or None
-    labels = read_csv(csv_path, size_wh=size_of, class_ids=allowed, errors=errors)
-    refused = _refused(csv_path, labels) if errors and len(errors) > known_errors else frozenset()
+    rows = _read_rows(csv_path, size_of, [c.id for c in classes] or None, errors)
     frames = {
         image: replace(frame, size_wh=size_of(image), split=split_of(image))
-        for image, frame in labels.items()
+        for image, frame in rows.frames.items()
     }
     if options.unlisted_are_clean:
         for image in paths:
-            if image not in frames and image not in refused:
+            if image not in frames and image not in rows.refused:
                 frames[image] = FrameLabels(image, {}, size_of(image), split=split_of(image))
     notes: tuple[str, ...] = ()
     if assumed:
@@ -232,10 +261,11 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
     return LabelSet(
         format="severstal",
         source=path,
-        classes=classes or _classes_in(labels.values()),
+        classes=classes or _classes_in(rows.frames.values()),
         frames=frames,
         image_paths=paths,
-        refused=refused,
+        refused=rows.refused,
+        orphans=rows.orphans,
         notes=notes,
     )
 
@@ -296,11 +326,6 @@ def _classes_in(frames: Iterable[FrameLabels]) -> tuple[LabelClass, ...]:
     found = {class_id for frame in frames for class_id in frame.rle_by_class}
     order = sorted(found, key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
     return tuple(LabelClass(class_id, class_id) for class_id in order)
-
-
-def _refused(path: Path, labels: Mapping[str, FrameLabels]) -> frozenset[str]:
-    """Images with a broken row: those of the table that are not among the labels."""
-    return _named(path) - labels.keys()
 
 
 def _named(path: Path) -> frozenset[str]:

@@ -77,7 +77,8 @@ class _Row:
 
     def points_xy(self, size_wh: tuple[int, int]) -> Points:
         """The polygon in pixels."""
-        points_xy: Points = self.shares_xy * size_wh
+        with np.errstate(over="ignore"):  # infinity is far outside
+            points_xy: Points = self.shares_xy * size_wh
         far = (points_xy < -_TOLERANCE_PX) | (points_xy > np.array(size_wh) + _TOLERANCE_PX)
         if far.any():
             index = int(far.ravel().argmax())
@@ -109,6 +110,7 @@ class _Reading:
     paths: dict[str, Path] = field(default_factory=dict)
     label_paths: dict[str, Path] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    orphans: int = 0
     notes: list[str] = field(default_factory=list)
 
     def refuse(self, error: LabelError, *images: str) -> None:
@@ -116,6 +118,7 @@ class _Reading:
         if self.errors is None:
             raise error
         self.errors.append(error)
+        self.orphans += not images
         self.refused.update(images)
 
 
@@ -193,6 +196,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         },
         image_paths=reading.paths,
         refused=frozenset(reading.refused),
+        orphans=reading.orphans,
         notes=tuple(reading.notes),
     )
 
@@ -274,7 +278,7 @@ def _rows(image: str, class_names: tuple[str, ...], reading: _Reading) -> list[_
     except LabelError as error:
         reading.refuse(error, image)
         return None
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(re.split("\r\n?|\n", text), 1):
         cells = line.split()
         if not cells:
             continue
