@@ -105,16 +105,29 @@ def test_an_archive_is_a_data_set(call, drawn, tmp_path):
     assert len(list((tmp_path / "yolo" / "labels").iterdir())) == 12
 
 
+def test_an_output_inside_the_data_set_is_refused(call, overlapping):
+    answer = call("data", "convert", overlapping, "--to", "coco", "--out", overlapping / "coco")
+    assert answer.code == 1
+    assert "lies in the data set itself" in answer.err
+    assert [p.name for p in overlapping.iterdir()] == ["train.csv"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("convert missing --to coco --out x", "missing does not exist"),
-        ("convert . --to coca --out x", "expected a format out of severstal, "),
-        ("convert . --to coco --out x", "no label format recognised"),
-        ("convert . --to coco --out x --format coca", "expected a format out of severstal, "),
-        ("convert . --to coco --out x --place move", "expected --place leave, copy, link"),
-        ("convert . --to coco --out x --size 1600", "expected --size WIDTHxHEIGHT"),
-        ("convert . --from severstal --to coco --out x", "EncodedPixels"),
+        ("convert missing --to coco --out ../x", "missing does not exist"),
+        ("convert ../empty --to coca --out ../x", "expected a format out of severstal, "),
+        ("convert ../empty --to coco --out ../x", "no label format recognised"),
+        (
+            "convert ../empty --to coco --out ../x --format coca",
+            "expected a format out of severstal, ",
+        ),
+        (
+            "convert ../empty --to coco --out ../x --place move",
+            "expected --place leave, copy, link",
+        ),
+        ("convert ../empty --to coco --out ../x --size 1600", "expected --size WIDTHxHEIGHT"),
+        ("convert ../empty --from severstal --to coco --out ../x", "EncodedPixels"),
         ("check missing", "missing does not exist"),
         ("check . --split missing.json", "missing.json"),
         ("check . --results missing.jsonl", "missing.jsonl"),

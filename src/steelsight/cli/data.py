@@ -117,6 +117,8 @@ def convert(
     target = format_named(to)
     if place not in set(Placement):
         raise InputError(f"expected --place {', '.join(Placement)}, got {place!r}")
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise InputError(f"--out {out} lies in the data set itself; give another folder")
     errors: list[LabelError] | None = [] if keep_going else None
     with working("reading, writing, reading back"), _loaded(path, labels, errors) as label_set:
         done = convert_labels(label_set, target, out, Placement(place))
@@ -193,7 +195,9 @@ def check(
             command=command_line(),
             created=started,
         )
-    differences = [str(d) for d in verify_split(planned, catalog)] if planned else []
+    differences = (
+        [str(d) for d in verify_split(planned, catalog, duplicates.groups)] if planned else []
+    )
     facts = {**found.to_json(), "differs_from_split": differences}
     write_json(out / "findings.json", facts)
     if json:

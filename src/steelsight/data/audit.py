@@ -26,7 +26,7 @@ from steelsight.data.audit_masks import (
     best_iou,
     measure_frame,
 )
-from steelsight.data.catalog import Catalog, FrameRecord, in_order
+from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.duplicates import DuplicatePair, Duplicates, Likeness, Turn, turned
 from steelsight.data.findings import (
     Audit,
@@ -40,6 +40,7 @@ from steelsight.data.findings import (
 )
 from steelsight.data.labels import FrameLabels, LabelSet, shown, split_of
 from steelsight.data.predictions import confident_suspects, match_images
+from steelsight.data.threads import in_order
 from steelsight.errors import InputError, LabelError
 from steelsight.imaging import DecodePolicy
 from steelsight.masks import decode_rle

@@ -5,25 +5,20 @@
 
 import hashlib
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from steelsight.data.labels import FrameLabels, LabelSet, shown
+from steelsight.data.threads import in_order
 from steelsight.defects import Reason
 from steelsight.errors import DecodeError
 from steelsight.imaging import DecodePolicy, Frame, GreyHW, decode, read_bytes
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 DARK_BELOW = 16
 """Grey levels below this are the area beside the strip, mostly."""
@@ -252,27 +247,3 @@ def _decode(data: bytes, name: str, policy: DecodePolicy) -> tuple[Frame, bool]:
         if error.reason is not Reason.COLOURED or policy.grey_only:
             raise
     return decode(data, name=name, policy=policy), True
-
-
-def in_order(work: Callable[[T], R], items: Iterable[T], threads: int | None) -> Iterator[R]:
-    """Results in the order of the items; only a few frames are in memory at any time.
-
-    OpenCV must not start threads of its own meanwhile: waiting for each other, they cost a
-    quarter of the processor time of a scan.
-    """
-    threads = threads or os.cpu_count() or 1
-    opencv_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads, "steelsight-scan") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            cv2.setNumThreads(opencv_threads)

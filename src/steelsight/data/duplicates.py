@@ -33,12 +33,12 @@ from steelsight.data.catalog import (
     Catalog,
     FrameRecord,
     hash_pixels,
-    in_order,
     normalise_locally,
     reduce_frame,
     reduction,
     thumbnail_grid,
 )
+from steelsight.data.threads import in_order
 from steelsight.errors import DecodeError, InputError
 from steelsight.imaging import GreyHW, read_file
 

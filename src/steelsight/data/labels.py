@@ -14,18 +14,14 @@ Three kinds of frames are kept apart, because mixing them up is how defects get 
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
+from steelsight.data.threads import in_order
 from steelsight.errors import DecodeError, InputError, LabelError
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
@@ -460,7 +456,7 @@ def place_images(
         target = folder / (names or {}).get(image, image)
         place_image(label_set.image_paths[image], target, placement)
 
-    for _ in in_threads(place, (i for i in label_set.frames if i in label_set.image_paths)):
+    for _ in in_order(place, (i for i in label_set.frames if i in label_set.image_paths)):
         pass
 
 
@@ -522,15 +518,6 @@ def frames_to_write(label_set: LabelSet) -> list[tuple[FrameLabels, tuple[int, i
             )
         frames.append((frame, frame.size_wh))
     return frames
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order; pays because files, zlib, numpy and OpenCV let other threads run."""
-    # glibc gives freed arrays of a frame's size back to the system, and each frame then pays for
-    # fresh pages (a quarter of the time that masks take), until something larger was freed once.
-    bytearray(31 << 20)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield from pool.map(function, items)
 
 
 def names_to_write(label_set: LabelSet) -> dict[str, str]:

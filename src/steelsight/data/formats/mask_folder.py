@@ -58,7 +58,6 @@ from steelsight.data.labels import (
     classes_of,
     find_images,
     frames_to_write,
-    in_threads,
     inside,
     make_folders,
     place_images,
@@ -69,6 +68,7 @@ from steelsight.data.labels import (
     write_file,
     write_lines,
 )
+from steelsight.data.threads import in_order
 from steelsight.errors import DecodeError, InputError, LabelError, SteelsightError
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
 from steelsight.masks import decode_rle
@@ -422,7 +422,7 @@ def _read(
     }
     if options.unlisted_are_clean:
         unlisted = [i for i in image_paths if i not in frames and i not in refusals.images]
-        sizes = in_threads(partial(known_size, options, image_paths), unlisted)
+        sizes = in_order(partial(known_size, options, image_paths), unlisted)
         for image, size_wh in zip(unlisted, sizes, strict=True):
             frames[image] = FrameLabels(image, {}, size_wh, split=split_of(image))
     return LabelSet(
@@ -542,7 +542,7 @@ def _decode_all(
     jobs = [image for image in masks_of if image not in refusals.images]
     result: dict[str, dict[str, DecodedMask]] = {}
     palette = _Palette()
-    for image, decoded in zip(jobs, in_threads(decode, jobs), strict=True):
+    for image, decoded in zip(jobs, in_order(decode, jobs), strict=True):
         try:
             if isinstance(decoded, LabelError):
                 raise decoded
@@ -602,9 +602,9 @@ def _frame_labels(
     for folder, mask in masks.items():
         for value, rle in mask.rle_by_value.items():
             rles[class_of_folder.get(folder) or classes[value - 1].id] = rle
-    in_order = {c.id: rles[c.id] for c in classes if c.id in rles}
+    ordered = {c.id: rles[c.id] for c in classes if c.id in rles}
     (size_wh, *_) = (mask.size_wh for mask in masks.values())
-    return FrameLabels(image, in_order, size_wh, split=split_of(image))
+    return FrameLabels(image, ordered, size_wh, split=split_of(image))
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -672,7 +672,7 @@ def _write(
     folders = {stem_of(frame.image).rpartition("/")[0] for frame, _ in frames}
     parts = class_ids if form is MaskForm.BINARY and class_ids else ("",)
     make_folders(root / MASK_FOLDERS[0] / part / folder for part in parts for folder in folders)
-    for _ in in_threads(write_frame, frames):
+    for _ in in_order(write_frame, frames):
         pass
     place_images(label_set, root / IMAGE_FOLDER, placement)
     write_class_names(root, label_set.classes)

@@ -49,7 +49,6 @@ from steelsight.data.labels import (
     class_id_of,
     classes_of,
     find_images,
-    in_threads,
     inside,
     make_folders,
     place_images,
@@ -59,6 +58,7 @@ from steelsight.data.labels import (
     write_class_names,
     write_file,
 )
+from steelsight.data.threads import in_order
 from steelsight.errors import InputError, LabelError
 from steelsight.png import encode_png
 
@@ -100,7 +100,7 @@ def _read(path: Path, options: ReadOptions, errors: list[LabelError] | None) -> 
 
     frames: dict[str, FrameLabels] = {}
     images = [image for image in image_paths if image not in refusals.images]
-    for image, mask in zip(images, in_threads(decode, images), strict=True):
+    for image, mask in zip(images, in_order(decode, images), strict=True):
         if isinstance(mask, LabelError):
             refusals.add(mask, [image])
             continue
@@ -244,7 +244,7 @@ def _write(label_set: LabelSet, root: Path, placement: Placement) -> Mapping[str
             write_file(truth_of[frame.image], content)
 
     make_folders(truth_of[f.image].parent for f, _ in frames if any(f.rle_by_class.values()))
-    for _ in in_threads(write_frame, frames):
+    for _ in in_order(write_frame, frames):
         pass
     place_images(label_set, root, placement, new_names)
     classes = list(label_set.classes)
