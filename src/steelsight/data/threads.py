@@ -38,7 +38,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int | None = N
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 4 * threads:
+                if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
