@@ -329,24 +329,22 @@ class _ThumbnailSearch:
             if not len(earlier):
                 continue
             columns = self._thumbnails[earlier]
-            best = np.full((len(later), len(earlier)), -1, np.float32)
-            best_turn = np.zeros(best.shape, np.uint8)
-            for number, turn in enumerate(turns):
-                similarity = self._turned_back(later, size_wh, turn) @ columns.T
-                # Rounding must not decide on the turn of a frame that is its own mirror image.
-                better = similarity > best + 1e-5
-                np.copyto(best, similarity, where=better)
-                best_turn[better] = number
+            turned_later = [self._turned_back(later, size_wh, turn) for turn in turns]
+            best = turned_later[0] @ columns.T
+            for thumbnails in turned_later[1:]:
+                np.maximum(best, thumbnails @ columns.T, out=best)
             best[earlier[None, :] >= later[:, None]] = -1
             keep = min(_CANDIDATES_PER_FRAME, len(earlier))
             top = np.argpartition(best, len(earlier) - keep, axis=1)[:, -keep:]
-            for row, column in zip(
-                *np.nonzero(np.take_along_axis(best, top, 1) > _LEAST_CANDIDATE), strict=True
-            ):
-                at = row, top[row, column]
-                yield _Candidate(
-                    int(earlier[at[1]]), int(later[row]), turns[best_turn[at]], float(best[at])
-                )
+            rows, ranks = np.nonzero(np.take_along_axis(best, top, 1) > _LEAST_CANDIDATE)
+            found = top[rows, ranks]
+            # Which turn it was is only worked out for the few that are kept.
+            by_turn = np.stack([(t[rows] * columns[found]).sum(axis=1) for t in turned_later])
+            # Rounding must not decide on the turn of a frame that is its own mirror image.
+            number = (by_turn > by_turn.max(axis=0, initial=-1) - 1e-5).argmax(axis=0)
+            for row, column, turn in zip(rows, found, number, strict=True):
+                similarity = float(best[row, column])
+                yield _Candidate(int(earlier[column]), int(later[row]), turns[turn], similarity)
 
     def _comparable(
         self, size_wh: tuple[int, int]
