@@ -120,3 +120,16 @@ def test_other_archives_are_named(tmp_path):
     path.write_bytes(b"x")
     with pytest.raises(InputError, match="unpack it first"), opened(path):
         pass
+
+
+def test_a_damaged_lzma_member_is_one_line(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("a", bytes(range(256)) * 40)
+    whole = path.read_bytes()
+    for at in range(40, 60):
+        data = bytearray(whole)
+        data[at] ^= 0xFF
+        path.write_bytes(data)
+        with pytest.raises(LabelError, match=r"^[^\n]*$"), opened(path):
+            pass

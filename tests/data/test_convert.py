@@ -208,6 +208,8 @@ def test_refusals(tmp_path):
     (tmp_path / "full" / "x").write_text("x")
     with pytest.raises(InputError, match="not empty"):
         convert(label_set(tmp_path, frames), SEVERSTAL, tmp_path / "full")
+    with pytest.raises(InputError, match="a name of its own"):
+        convert(label_set(tmp_path, frames), SEVERSTAL, Path())
     with pytest.raises(InputError, match="no frame with masks"):
         convert(label_set(tmp_path, []), SEVERSTAL, tmp_path / "out")
     with pytest.raises(InputError, match="holds no labels"):

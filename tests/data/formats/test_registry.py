@@ -219,3 +219,14 @@ def test_class_names_of_any_length_are_one_short_line(tmp_path: Path) -> None:
     with pytest.raises(LabelError) as caught:
         load(path)
     assert len(str(caught.value)) < 1000
+
+
+def test_yolo_rows_end_with_any_line_end(tmp_path: Path) -> None:
+    data = written(tmp_path, "yolo")
+    masks = load(data).frames
+    text = data / "labels" / "faulty.txt"
+    rows = text.read_text() + (data / "labels" / "other.txt").read_text()
+    text.write_bytes(rows.replace("\n", "\r").encode())
+    found = load(data).frames["faulty.png"].rle_by_class
+    both = masks["faulty.png"].rle_by_class, masks["other.png"].rle_by_class
+    assert found == {**both[0], **both[1]}
