@@ -5,7 +5,11 @@ The command line prints that line and exits; nothing below ``SteelsightError`` r
 traceback.
 """
 
+from collections.abc import Iterable
+
 from steelsight.defects import Reason
+
+_MAX_NAME_CHARACTERS = 60
 
 
 class SteelsightError(Exception):
@@ -42,3 +46,26 @@ class DecodeError(SteelsightError):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def escaped(text: str) -> str:
+    r"""Control characters, line ends and undecodable bytes as ``\x1b``, all else as it is."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def first_names(names: Iterable[str], most: int = 10) -> str:
+    """Names for a message, as many as one line can take: ``1, 2, 3 and 40 more``.
+
+    Args:
+        names: as others chose them; a long one is cut, control characters are escaped.
+        most: how many are told.
+    """
+    names = tuple(names)
+    told = []
+    for name in names[:most]:
+        line = escaped(name[: _MAX_NAME_CHARACTERS + 1])
+        whole = len(line) <= _MAX_NAME_CHARACTERS
+        told.append(line if whole else f"{line[: _MAX_NAME_CHARACTERS - 3]}...")
+    return ", ".join(told) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,7 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steelsight.errors import InputError
-from steelsight.models.res_unet import Logits, ResUNet, soft_maximum, upsample_logits
+from steelsight.models.config import Arch, Network
+from steelsight.models.res_unet import (
+    DefectNetwork,
+    Logits,
+    ResUNet,
+    TwoNetworks,
+    build_network,
+    soft_maximum,
+    upsample_logits,
+)
 from steelsight.models.resnet import StrideOn
 
 EXAMPLES = ("000a4bcdd.jpg", "005b92582.jpg")
@@ -129,11 +138,14 @@ def test_rgb_and_the_other_stride_position_reach_the_encoder() -> None:
         ({"mask_stride": 8}, r"mask stride of \[1, 2, 4\], got 8"),
         ({"mask_stride": 0}, r"mask stride of \[1, 2, 4\], got 0"),
         ({"in_channels": 2}, "got 2"),
+        ({"input_stride": 3}, r"input stride of \(1, 2\), got 3"),
+        ({"width": 0}, "width above 0, got 0"),
     ],
 )
 def test_impossible_networks_are_refused(options: dict[str, int], problem: str) -> None:
-    with pytest.raises(InputError, match=problem):
-        ResUNet(**options)  # type: ignore[arg-type]
+    for form in (ResUNet, TwoNetworks):
+        with pytest.raises(InputError, match=problem):
+            form(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 80), (48, 64), (33, 64), (64, 100)])
@@ -151,6 +163,130 @@ def test_a_few_rows_short_of_32_give_masks_of_the_next_multiple() -> None:
     with torch.device("meta"):
         logits = outline()(torch.empty(1, 1, 63, 64))
         assert upsample_logits(logits.masks, 4).shape == (1, 4, 64, 64)
+
+
+# Both forms --------------------------------------------------------------------------------------
+
+
+def small(arch: Arch, **settings: object) -> DefectNetwork:
+    torch.manual_seed(0)
+    return build_network(3, Network(arch=arch, width=0.125, **settings)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arch", Arch)
+@pytest.mark.parametrize("input_stride", [1, 2])
+@pytest.mark.parametrize("mask_stride", [4, 2, 1])
+def test_settings_become_a_network(arch: Arch, input_stride: int, mask_stride: int) -> None:
+    config = Network(
+        arch=arch,
+        width=0.25,
+        input_stride=input_stride,
+        mask_stride=mask_stride,
+        stride_on="v1.5",
+        residual=True,
+        dropout=0.3,
+    )
+    with torch.device("meta"):
+        network = build_network(2, config)
+        logits = network(torch.empty(2, 1, 128, 192))
+        full = upsample_logits(logits.masks, network.mask_stride)
+    stride = input_stride * mask_stride
+    assert (network.types, network.input_stride, network.mask_stride) == (2, input_stride, stride)
+    assert logits.average.shape == logits.soft_maximum.shape == (2, 3)
+    assert logits.masks.shape == (2, 2, 128 // stride, 192 // stride)
+    assert full.shape == (2, 2, 128, 192)
+    assert len(network.encoders) == (2 if arch is Arch.TWO else 1)
+    assert all(e.stride_on is StrideOn.CONV_3X3 for e in network.encoders)
+    dropouts = [m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts == [0.3, 0.3]
+    assert any(".shortcut." in name for name in network.state_dict())
+
+
+def test_full_width_and_narrow_networks_have_the_same_names() -> None:
+    with torch.device("meta"):
+        wide, narrow = (build_network(4, Network(width=w)).state_dict() for w in (1, 0.125))
+    assert wide.keys() == narrow.keys()
+
+
+def test_two_networks_have_the_shared_forms_names_in_two_places() -> None:
+    with torch.device("meta"):
+        shared, two = (build_network(4, Network(arch=arch)) for arch in Arch)
+    gate = {n for n in shared.state_dict() if n.startswith(("encoder.", "classification_head"))}
+    masks = {n for n in shared.state_dict() if not n.startswith("classification_head")}
+    assert set(two.state_dict()) == {
+        *(f"classifier.{n}" for n in gate),
+        *(f"segmenter.{n}" for n in masks),
+    }
+    assert parameters(two) == parameters(shared) + parameters(shared.encoders[0])
+
+
+@torch.inference_mode()
+def test_two_networks_with_the_same_encoder_twice_are_the_shared_form() -> None:
+    shared, two = small(Arch.SHARED), small(Arch.TWO)
+    state = shared.state_dict()
+    two.load_state_dict(
+        {
+            name: state[name.removeprefix("classifier.").removeprefix("segmenter.")]
+            for name in two.state_dict()
+        }
+    )
+    x = torch.randn(2, 1, 64, 96)
+    for ours, theirs in zip(shared(x), two(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("arch", Arch)
+@pytest.mark.parametrize("input_stride", [1, 2])
+@torch.inference_mode()
+def test_the_stages_one_by_one_say_what_the_network_says(arch: Arch, input_stride: int) -> None:
+    network = small(arch, input_stride=input_stride)
+    x = torch.randn(2, 1, 64, 128)
+    logits = network(x)
+    average, maximum = network.classify_frames(x)
+    assert torch.equal(average, logits.average)
+    assert torch.equal(maximum, logits.soft_maximum)
+    assert torch.equal(network.segment_frames(x), logits.masks)
+
+
+@pytest.mark.parametrize("arch", Arch)
+@torch.inference_mode()
+def test_half_resolution_is_the_same_network_on_averaged_frames(arch: Arch) -> None:
+    half, whole = small(arch, input_stride=2), small(arch)
+    whole.load_state_dict(half.state_dict())
+    x = torch.randn(2, 1, 64, 128)
+    averaged = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+    for ours, theirs in zip(half(x), whole(averaged), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", Arch)
+@torch.inference_mode()
+def test_heads_compute_in_single_precision_under_autocast(arch: Arch) -> None:
+    """From the same bf16 features, they say the same as without autocast."""
+    network = small(arch)
+    x = torch.randn(1, 1, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        c5 = network.encoders[0](x).c5
+        average, maximum = network.classify_frames(x)
+    assert c5.dtype == torch.bfloat16
+    assert average.dtype == maximum.dtype == torch.float32
+    c5_hook = small(Arch.SHARED)
+    assert isinstance(c5_hook, ResUNet)
+    gate = network.classifier if isinstance(network, TwoNetworks) else network
+    c5_hook.classification_head = gate.classification_head
+    c5_hook.classification_head_mil = gate.classification_head_mil
+    expected = c5_hook.classify(c5.float())
+    assert torch.equal(average, expected[0])
+    assert torch.equal(maximum, expected[1])
+
+
+@pytest.mark.parametrize("arch", Arch)
+def test_every_parameter_learns(arch: Arch) -> None:
+    network = small(arch, dropout=0).train()
+    logits = network(torch.randn(2, 1, 64, 64))
+    (logits.average.sum() + logits.soft_maximum.sum() + logits.masks.square().sum()).backward()
+    still = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
 
 
 # Parts -------------------------------------------------------------------------------------------

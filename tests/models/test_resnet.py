@@ -18,6 +18,7 @@ from steelsight.models.resnet import (
     ResNet50Encoder,
     StrideOn,
     fold_rgb_to_grey,
+    scaled_channels,
 )
 
 IMAGENET_FILE = "weights/resnet50_imagenet_conv1_layer3.safetensors"
@@ -116,6 +117,40 @@ def test_features_have_the_channels_and_strides_of_a_resnet50(
 def test_a_classifier_answers_per_frame() -> None:
     with torch.device("meta"):
         assert ResNet50Classifier(5)(torch.empty(3, 1, 64, 96)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [(64, 1, 64), (2048, 0.5, 1024), (64, 0.25, 16), (64, 0.3, 16), (64, 0.01, 8), (16, 0.7, 8)],
+)
+def test_narrower_networks_have_multiples_of_8_channels(
+    channels: int, width: float, expected: int
+) -> None:
+    assert scaled_channels(channels, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "channels"),
+    [
+        (1, STAGE_CHANNELS),
+        (0.5, (32, 128, 256, 512, 1024)),
+        (0.125, (8, 32, 64, 128, 256)),
+        (0.01, (8, 32, 32, 32, 32)),
+    ],
+)
+def test_a_narrower_encoder_has_the_channels_it_names(
+    width: float, channels: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        encoder = ResNet50Encoder(width=width)
+        features = encoder(torch.empty(2, 1, 64, 96))
+    assert encoder.channels == channels == tuple(f.shape[1] for f in features)
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf")])
+def test_impossible_widths_are_refused(width: float) -> None:
+    with pytest.raises(InputError, match="width above 0"):
+        ResNet50Encoder(width=width)
 
 
 @pytest.mark.parametrize("in_channels", [0, 2, 4])

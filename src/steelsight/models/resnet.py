@@ -23,6 +23,11 @@ STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
 """Channels of C1 to C5 of a ResNet50."""
 
 
+def scaled_channels(channels: int, width: float) -> int:
+    """Number of channels of a narrower network: the nearest multiple of 8, at least 8."""
+    return max(8 * round(channels * width / 8), 8)
+
+
 class StrideOn(StrEnum):
     """Which convolution of a stage's first block halves the resolution."""
 
@@ -90,26 +95,41 @@ class ResNet50Encoder(nn.Module):
     Args:
         in_channels: 1 for grey, 3 for RGB.
         stride_on: v1 or v1.5; weights trained for one do not fit the other, though they load.
+        width: factor on all numbers of channels, above 0.
+
+    Attributes:
+        channels: of C1 to C5.
 
     Raises:
-        InputError: a number of channels other than 1 or 3.
+        InputError: a number of channels other than 1 or 3, or an impossible width.
     """
 
-    def __init__(self, in_channels: int = 1, stride_on: StrideOn = StrideOn.CONV_1X1) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1,
+        stride_on: StrideOn = StrideOn.CONV_1X1,
+        width: float = 1.0,
+    ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
             raise InputError(
                 f"expected 1 (grey) or 3 (RGB) input channels, got {in_channels}; "
                 "convert the frames first"
             )
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        if not 0 < width < float("inf"):
+            raise InputError(f"expected a width above 0, got {width}; 1 is a ResNet50")
+        stem, *inner = (scaled_channels(channels, width) for channels in (64, 64, 128, 256, 512))
+        self.stride_on = stride_on
+        self.channels = (stem, *(4 * channels for channels in inner))
+        self.conv1 = nn.Conv2d(in_channels, stem, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _stage(64, 64, 3, 1, stride_on)
-        self.layer2 = _stage(256, 128, 4, 2, stride_on)
-        self.layer3 = _stage(512, 256, 6, 2, stride_on)
-        self.layer4 = _stage(1024, 512, 3, 2, stride_on)
+        c1, c2, c3, c4, _ = self.channels
+        self.layer1 = _stage(c1, inner[0], 3, 1, stride_on)
+        self.layer2 = _stage(c2, inner[1], 4, 2, stride_on)
+        self.layer3 = _stage(c3, inner[2], 6, 2, stride_on)
+        self.layer4 = _stage(c4, inner[3], 3, 2, stride_on)
 
     def forward(self, x: Tensor) -> Features:
         c1 = self.relu(self.bn1(self.conv1(x)))
