@@ -1,6 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: threads that spin while they wait make a loaded machine crawl.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ from steelsight.bundle import (
     InputEntry,
     Manifest,
     Precision,
+    SegmenterInput,
     TrainingEntry,
+    class_entries,
     file_entry,
     load_bundle,
     write_manifest,
@@ -344,7 +346,8 @@ def test_a_wrong_manifest_is_refused_in_one_line_that_names_the_key(
         ("tile_wh = [1600, 256]", "tile_wh = [0, 256]", "at least 1"),
         ("min_wh = [64, 64]", "min_wh = [64, -1]", "at least 1"),
         ('id = "inclusion"', 'id = "scratch"', "same id"),
-        ('id = "inclusion"', 'id = "edge_crack"', "pattern"),  # no submission could hold it
+        ('id = "inclusion"', 'id = "_crack"', "pattern"),
+        ("format = 1", 'format = 1\nsegmenter_takes = "masks"', "segmenter_takes"),
         ('id = "inclusion"', 'id = "-1"', "pattern"),
     ],
 )
@@ -447,3 +450,48 @@ def test_an_entry_is_the_name_and_the_sha256(
     # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert (entry.file, entry.sha256) == ("abc.onnx", expected)
+
+
+# Later additions, which older manifests do not have -----------------------------------------------
+
+
+def test_the_shipped_manifest_written_again_is_the_same_to_the_byte(
+    shipped: Bundle, tmp_path: Path
+) -> None:
+    """Its sha256 is the model's identity in every result."""
+    written = write_manifest(tmp_path, shipped.manifest)
+    assert written.read_bytes() == (DEFAULT_BUNDLE / MANIFEST).read_bytes()
+    assert shipped.manifest.segmenter_takes is SegmenterInput.FEATURES
+    assert shipped.manifest.weights is None
+
+
+def test_a_segmenter_that_takes_frames_is_read_back(folder: Path) -> None:
+    assert load_bundle(folder).manifest.segmenter_takes is SegmenterInput.FEATURES
+    written = write_and_load(folder, segmenter_takes=SegmenterInput.FRAMES)
+    assert written.segmenter_takes is SegmenterInput.FRAMES
+    assert 'segmenter_takes = "frames"\n' in (folder / MANIFEST).read_text()
+
+
+def test_weights_are_checked_when_they_are_used(folder: Path) -> None:
+    """Inspecting needs no weights: they may be left behind."""
+    with pytest.raises(BundleError, match="it was made without; give"):
+        load_bundle(folder).weights()
+    path = folder / "weights.safetensors"
+    path.write_bytes(b"weights")
+    write_manifest(folder, manifest_of(folder, weights=file_entry(path)))
+    assert load_bundle(folder).weights() == path
+    path.write_bytes(b"weighty")
+    with pytest.raises(BundleError, match=r"weights\.safetensors: expected sha256"):
+        load_bundle(folder).weights()
+    path.unlink()
+    bundle = load_bundle(folder)
+    with pytest.raises(BundleError, match=r"expected weights\.safetensors, could not read it"):
+        bundle.weights()
+
+
+def test_class_entries_have_a_colour_each() -> None:
+    entries = class_entries((f"type_{i}", f"Type {i}") for i in range(8))
+    assert [entry.id for entry in entries] == [f"type_{i}" for i in range(8)]
+    assert len({entry.colour for entry in entries}) == 8
+    shipped_colours = [c.colour for c in load_bundle().classes]
+    assert [entry.colour for entry in entries[:4]] == shipped_colours

@@ -3,12 +3,14 @@
 ``manifest.toml`` names classes, input, network files with their sha256 and what the model was
 trained on; ``decision.toml`` holds the thresholds; ``MODEL_CARD.md`` tells people what to expect;
 ``parity.json`` tells how far the network files are from the trained network, on which frames. A
-bundle whose checksums or parity are wrong is refused.
+bundle whose checksums or parity are wrong is refused. The trained weights may lie beside them, as
+the start of another training; no inspection needs them.
 """
 
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +25,26 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / "severstal-r50"
 NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
 MANIFEST, DECISION, CARD, PARITY = "manifest.toml", "decision.toml", "MODEL_CARD.md", "parity.json"
 
+TYPE_COLOURS = (
+    "#2f9bff", "#b388ff", "#00d0e0", "#ff7ac8", "#5f6bff", "#8fb4c8", "#d45be0", "#9a8f86",
+)  # fmt: skip
+"""In the order of the types; away from the green, red and amber of the verdicts."""
+
 
 class Precision(StrEnum):
     """Number type of the network files."""
 
     FP32 = "fp32"
     INT8 = "int8"
+
+
+class SegmenterInput(StrEnum):
+    """What the cascade hands to the segmenter."""
+
+    FEATURES = "features"
+    """All that the gate gives beside its probabilities: one encoder under both."""
+    FRAMES = "frames"
+    """The frames themselves: the segmenter has an encoder of its own."""
 
 
 class _Table(BaseModel):
@@ -45,7 +61,7 @@ class FileEntry(_Table):
 class ClassEntry(_Table):
     """One defect type, in the order of the network's channels."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     name: str
     colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
 
@@ -96,6 +112,9 @@ class Manifest(_Table):
     self_test: FileEntry
     """A frame whose result stands in ``parity.json``, to be compared on the user's machine."""
     training: TrainingEntry
+    segmenter_takes: SegmenterInput = SegmenterInput.FEATURES
+    weights: FileEntry | None = None
+    """The trained weights, safetensors; see ``Bundle.weights``."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Manifest":
@@ -134,13 +153,27 @@ class Bundle(BaseModel):
 
     @property
     def segmenter_path(self) -> Path:
-        """The segmenter network: features in, mask probabilities out."""
+        """The segmenter network: features or frames in, mask probabilities out."""
         return self.folder / self.manifest.segmenter.file
 
     @property
     def self_test_path(self) -> Path:
         """The frame for the self-test."""
         return self.folder / self.manifest.self_test.file
+
+    def weights(self) -> Path:
+        """The trained weights, checked now: they are large, and no inspection needs them.
+
+        Raises:
+            BundleError: the bundle holds none, or the file is missing or altered.
+        """
+        if self.manifest.weights is None:
+            raise BundleError(
+                f"{self.folder}: expected trained weights in the bundle, it was made without; give "
+                "the file that training left (best.safetensors)"
+            )
+        _check(self.folder, self.manifest.weights)
+        return self.folder / self.manifest.weights.file
 
     @property
     def card_summary(self) -> str:
@@ -225,6 +258,18 @@ def _check(folder: Path, entry: FileEntry) -> None:
         )
 
 
+def class_entries(names: Iterable[tuple[str, str]]) -> tuple[ClassEntry, ...]:
+    """Defect types for a manifest, each with a colour of its own as far as they go.
+
+    Args:
+        names: id and name of each type, in channel order.
+    """
+    return tuple(
+        ClassEntry(id=class_id, name=name, colour=TYPE_COLOURS[i % len(TYPE_COLOURS)])
+        for i, (class_id, name) in enumerate(names)
+    )
+
+
 def file_entry(path: Path) -> FileEntry:
     """The entry of a finished file."""
     with path.open("rb") as stream:
@@ -239,7 +284,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """
     lines: list[str] = []
     tables: list[str] = []
-    for key, value in manifest.model_dump(mode="json").items():
+    # What is as always is left out: manifests of earlier versions stay the same to the byte.
+    for key, value in manifest.model_dump(mode="json", exclude_defaults=True).items():
         if isinstance(value, dict):
             tables += [f"\n[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
         elif key == "classes":

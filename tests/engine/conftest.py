@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steelsight.bundle import Bundle, ClassEntry, FileEntry, InputEntry, Manifest, TrainingEntry
+from steelsight.bundle import (
+    Bundle,
+    ClassEntry,
+    FileEntry,
+    InputEntry,
+    Manifest,
+    SegmenterInput,
+    TrainingEntry,
+)
 from steelsight.decisions import Decision
 from steelsight.engine import Inspector
 from steelsight.errors import EngineError
@@ -49,6 +57,7 @@ class FakeGate:
 
     label: str = "fake-fp32"
     calls: int = 0
+    features: bool = True
 
     def run(self, inputs):
         self.calls += 1
@@ -68,27 +77,28 @@ class FakeGate:
         if Level.HEAD_NAN in seen:
             heads[0, 2] = np.nan
         features = {name: np.zeros((1, 1), np.uint8) for name in ("c3", "c4", "c5")}
+        features = {"c2": frames.copy(), **features} if self.features else {}
         return {
             "faulty_probability": np.array(
                 [np.nan if Level.GATE_NAN in seen else faulty], np.float32
             ),
             "class_probabilities": heads,
-            "c2": frames.copy(),
             **features,
         }
 
 
 @dataclass
 class FakeSegmenter:
-    """``c2`` in; a sure mask for every pixel of a type's level."""
+    """``c2`` (or frames) in; a sure mask for every pixel of a type's level."""
 
     label: str = "fake-fp32"
     calls: int = 0
+    takes: tuple[str, ...] = ("c2", "c3", "c4", "c5")
 
     def run(self, inputs):
         self.calls += 1
-        assert set(inputs) == {"c2", "c3", "c4", "c5"}
-        frames = inputs["c2"]
+        assert set(inputs) == set(self.takes)
+        frames = inputs[self.takes[0]]
         if (frames == Level.SEGMENTER_FAILS).any():
             raise EngineError("the fake segmenter failed")
         masks = [np.where(frames[:, 0] == mark, MASK_INSIDE, MASK_OUTSIDE) for mark in TYPES]
@@ -136,6 +146,7 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
         gate=None,
         segmenter=None,
         allow_colour=True,
+        segmenter_takes=SegmenterInput.FEATURES,
         **given,
     ) -> Bench:
         spec = {
@@ -161,10 +172,14 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
             parity=file,
             self_test=file,
             training=TrainingEntry(data="none", terms="none", weights_sha256="0" * 64),
+            segmenter_takes=segmenter_takes,
         )
         bundle = Bundle(
             folder=Path(tmp_path), manifest=manifest, decision=decision, sha256="b" * 64, parity={}
         )
+        if segmenter_takes is SegmenterInput.FRAMES:
+            gate = gate or FakeGate(features=False)
+            segmenter = segmenter or FakeSegmenter(takes=("frames",))
         gate, segmenter = gate or FakeGate(), segmenter or FakeSegmenter()
         return Bench(Inspector(bundle, gate, segmenter, policy, allow_colour), gate, segmenter)
 

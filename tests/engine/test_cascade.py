@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 import steelsight
+from steelsight.bundle import SegmenterInput
 from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import Inspector
-from steelsight.engine.cascade import DECODE_AHEAD
+from steelsight.engine.cascade import DECODE_AHEAD, tiles_of
 from steelsight.errors import BundleError
 from steelsight.imaging import DecodePolicy
 from steelsight.masks import decode_rle
@@ -499,6 +500,43 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
         Inspector.load(tmp_path)
 
 
+# -------------------------------------------------------------------------------- two networks
+
+
+@pytest.mark.parametrize("size_hw", [(256, 1600), (200, 200), (96, 1000), (300, 2100)])
+@pytest.mark.parametrize("multiple_of", [32, 64])
+def test_a_segmenter_may_take_the_frames_themselves(bench, plate, level, size_hw, multiple_of):
+    """The answer is that of the form that hands features over, which here are the frames."""
+    height, width = size_hw
+    frame = put(plate(*size_hw), (width - 60, 40, 60, height - 40), level.TYPE_2)
+    shared = bench(multiple_of=multiple_of).inspector.inspect(frame)
+    two = bench(multiple_of=multiple_of, segmenter_takes=SegmenterInput.FRAMES)
+    found = two.inspector.inspect(frame)
+    assert found.verdict is Verdict.NG
+    assert essence(found) == essence(shared)
+    assert masks_of(found)["2"].sum() == 60 * (height - 40)
+    assert two.segmenter.calls >= 1
+
+
+def test_a_segmenter_of_frames_is_not_asked_about_cleared_ones(bench, plate):
+    two = bench(segmenter_takes=SegmenterInput.FRAMES)
+    assert two.inspector.inspect(plate(256, 1600)).verdict is Verdict.OK
+    assert (two.gate.calls, two.segmenter.calls) == (1, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 200), (65, 64), (96, 1000), (64, 127)])
+@pytest.mark.parametrize("multiple_of", [32, 64])
+def test_tiles_are_padded_by_reflection(bench, plate, height, width, multiple_of):
+    spec = bench(multiple_of=multiple_of).inspector.bundle.manifest.input
+    frame = plate(height, width)
+    (tile,) = tiles_of(frame, spec)
+    below, beside = -height % multiple_of, -width % multiple_of
+    assert tile.box_xywh == (0, 0, width, height)
+    expected = np.pad(frame, ((0, below), (0, beside)), mode="reflect")
+    assert np.array_equal(tile.frames, expected[None, None])
+    assert tile.frames.flags.c_contiguous
+
+
 # ------------------------------------------------------------------------------------------ layers
 
 
@@ -531,7 +569,7 @@ RUNNING = sorted(
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Modules imported when the file is imported: not those inside functions."""
+    """Modules imported when the file is imported: not in functions, not for types alone."""
     names: set[str] = set()
     pending: list[ast.AST] = [tree]
     while pending:
@@ -541,6 +579,8 @@ def imported(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             names |= {node.module or ""} | {f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse  # the rest is for the type checker
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             pending += ast.iter_child_nodes(node)
     return names
@@ -557,6 +597,8 @@ def test_what_runs_on_a_line_does_not_import_what_trains(path):
 def test_the_layer_check_sees_imports_where_they_hide():
     hidden = "try:\n    import torch.nn\nexcept ImportError:\n    pass\ndef f():\n    import onnx\n"
     assert imported(ast.parse(hidden)) == {"torch.nn"}
+    typed = "if TYPE_CHECKING:\n    import torch\nelse:\n    import onnx\n"
+    assert imported(ast.parse(typed)) == {"onnx"}
     assert len(RUNNING) > 15
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelsight import imaging
-from steelsight.bundle import Bundle, load_bundle
+from steelsight.bundle import Bundle, InputEntry, SegmenterInput, load_bundle
 from steelsight.decisions import check_contrast, decide, is_cleared
 from steelsight.defects import Inspection, Reason, Verdict
 from steelsight.engine.runtime import Engine, Runtime, load_runtime
@@ -47,6 +47,23 @@ class _Evidence(NamedTuple):
     faulty_probability: float
     head_probabilities: NDArray[np.float32]
     probabilities_chw: NDArray[np.float32] | None
+
+
+class Tile(NamedTuple):
+    """A part of a frame as the networks take it: padded at the right and bottom."""
+
+    box_xywh: imaging.BoxXYWH
+    frames: NDArray[np.uint8]
+    """``(1, 1, H, W)``, contiguous."""
+
+
+def tiles_of(grey_hw: imaging.GreyHW, spec: InputEntry) -> Iterator[Tile]:
+    """Cuts a frame that is too large into overlapping tiles, and pads; row by row."""
+    size_wh = (grey_hw.shape[1], grey_hw.shape[0])
+    for x, y, w, h in imaging.tile_plan(size_wh, spec.tile_wh, spec.tile_overlap_px):
+        tile_hw = grey_hw[y : y + h, x : x + w]
+        padded_hw, _ = imaging.pad_to_multiple(tile_hw, spec.multiple_of)
+        yield Tile((x, y, w, h), np.ascontiguousarray(padded_hw)[None, None])
 
 
 class Inspector:
@@ -245,15 +262,13 @@ class Inspector:
         """
         spec = self.bundle.manifest.input
         size_wh = (grey_hw.shape[1], grey_hw.shape[0])
-        tiles = imaging.tile_plan(size_wh, spec.tile_wh, spec.tile_overlap_px)
+        takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
         worst = _Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
         stitcher: imaging.Stitcher | None = None
-        for x, y, w, h in tiles:
+        for (x, y, w, h), frames in tiles_of(grey_hw, spec):
             started = time.perf_counter()
-            tile_hw = grey_hw[y : y + h, x : x + w]
-            padded_hw, _ = imaging.pad_to_multiple(tile_hw, spec.multiple_of)
-            outputs = self._gate.run({"frames": np.ascontiguousarray(padded_hw)[None, None]})
+            outputs = self._gate.run({"frames": frames})
             seen = _Evidence(
                 float(outputs.pop("faulty_probability")[0]),
                 outputs.pop("class_probabilities")[0],
@@ -264,8 +279,9 @@ class Inspector:
             if is_cleared(seen.faulty_probability, self.bundle.decision):
                 continue
             started = time.perf_counter()
-            tile_chw = self._segmenter.run(outputs)["mask_probabilities"][0, :, :h, :w]
-            if len(tiles) == 1:
+            given = {"frames": frames} if takes_frames else outputs
+            tile_chw = self._segmenter.run(given)["mask_probabilities"][0, :, :h, :w]
+            if (w, h) == size_wh:
                 worst = worst._replace(probabilities_chw=np.asarray(tile_chw))
             else:
                 stitcher = stitcher or imaging.Stitcher(types, size_wh, spec.tile_overlap_px)

@@ -201,7 +201,8 @@ class OutputFolder:
         write_csv(
             self.folder / SUBMISSION,
             _submission(results),
-            form=CsvForm.SUBMISSION,
+            # ImageId_ClassId cannot be taken apart again where ids hold a _ themselves.
+            form=CsvForm.ROWS if any("_" in c.id for c in self.classes) else CsvForm.SUBMISSION,
             class_ids=[c.id for c in self.classes],
         )
         return {verdict.value: count for verdict, count in self.report.counts.items()}

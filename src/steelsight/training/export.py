@@ -1,28 +1,36 @@
 """From trained weights to a bundle that any engine runs, with proof that it says the same.
 
-The network is exported once as a whole and cut in two at the encoder's features: the gate (frames
-in, probabilities and features out) and the segmenter (features in, mask probabilities out). Grey
-normalisation, the bilinear upsampling of the mask logits and the sigmoids are inside, so that every
-engine gets them right. For int8 the whole graph is quantised first (static, QDQ, per channel; Jacob
-et al., arXiv 1712.05877) and cut at its quantisation nodes: the gate hands its features over as
-uint8, without a copy or a conversion.
+The network is exported once as a whole and cut in two: the gate (frames in, probabilities out) and
+the segmenter (mask probabilities out). In the shared form the cut goes through the encoder's
+features, which the gate hands over; in the two-network form both parts take the frames. Grey
+normalisation, the averaging of the fast profile, the bilinear upsampling of the mask logits and the
+sigmoids are inside, so that every engine gets them right. For int8 the whole graph is quantised
+first (static, QDQ, per channel; Jacob et al., arXiv 1712.05877) and cut at its quantisation nodes:
+the gate hands its features over as uint8, without a copy or a conversion.
+
+For the proof the trained network is put behind the seam of the engines: both answers take the same
+way through the cascade, whatever the size of the frames, and differ by the networks alone.
 """
 
+import copy
+import hashlib
 import json
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from shutil import copyfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
@@ -33,7 +41,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from safetensors.torch import load_file
+from pydantic import ValidationError
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from steelsight import __version__, imaging, masks
@@ -47,27 +56,39 @@ from steelsight.bundle import (
     InputEntry,
     Manifest,
     Precision,
+    SegmenterInput,
     TrainingEntry,
     file_entry,
     load_bundle,
     write_manifest,
 )
-from steelsight.decisions import Judgement, decide, is_cleared, load_decision
-from steelsight.defects import Defect, Verdict
-from steelsight.engine.cascade import Inspector
-from steelsight.engine.runtime import load_runtime
+from steelsight.decisions import load_decision
+from steelsight.defects import Defect, Reason, Verdict
+from steelsight.engine.cascade import Inspector, tiles_of
+from steelsight.engine.runtime import Tensors, load_runtime
 from steelsight.errors import GateError, InputError
 from steelsight.masks import decode_rle, merge_rles
-from steelsight.models.res_unet import ResUNet, upsample_logits
-from steelsight.models.resnet import GREY_MEAN, GREY_STD
+from steelsight.models.config import Network
+from steelsight.models.res_unet import (
+    DefectNetwork,
+    ResUNet,
+    TwoNetworks,
+    build_network,
+    upsample_logits,
+)
+from steelsight.models.resnet import GREY_MEAN, GREY_STD, Features
+from steelsight.training.checkpoint import KEY, load_checkpoint, save_checkpoint
 
-FEATURES = ("c2", "c3", "c4", "c5")
+FEATURES = ("c1", "c2", "c3", "c4", "c5")
 PROBABILITIES = ("faulty_probability", "class_probabilities")
 MASKS = "mask_probabilities"
 LOGITS = ("average_logits", "soft_maximum_logits", "mask_logits")
 SELF_TEST = "self_test"
+WEIGHTS = "weights.safetensors"
 OPSET = 20
-QUANTISED = ("Conv", "Add", "Relu", "Concat", "MaxPool", "Resize")
+QUANTISED = ("Conv", "Add", "Relu", "Concat", "MaxPool", "AveragePool", "Resize")
+STATISTICS = ("running_mean", "running_var")
+"""Of BatchNorm. Variances of trained networks reach 6.6e4; fp16 ends at 65,504."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -81,16 +102,16 @@ def no_progress(_step: str, _done: int, _total: int) -> None:
 class ExportConfig:
     """What a bundle is made from."""
 
-    weights: Path
-    """Trained ``ResUNet``, safetensors."""
+    weights: Path | DefectNetwork
+    """The trained network: safetensors, or in memory (of which a copy is exported)."""
     calibration: Sequence[Path]
     """Real frames, clean and faulty, that set the int8 ranges; not needed for fp32."""
     parity: Sequence[Path]
     """Real frames on which bundle and trained network are compared; none of ``calibration``."""
-    decision: Path
-    """Decision file to ship."""
-    card: Path
-    """Model card to ship."""
+    decision: Path | str
+    """Decision file to ship, or its text."""
+    card: Path | str
+    """Model card to ship, or its text, Markdown."""
     self_test: Path
     """A frame that may be shipped: drawn, or the user's own."""
     classes: Sequence[ClassEntry]
@@ -99,14 +120,23 @@ class ExportConfig:
     """The bundle's name in results."""
     training: tuple[str, str]
     """What the network learned from, and under which terms."""
+    network: Network | None = None
+    """Form and size of the network; if ``None``, what training noted in the file of the weights,
+    else the defaults."""
+    tile_wh: tuple[int, int] | None = None
+    """Usual size of the frames; larger ones are cut. That of the first parity frame if ``None``."""
     monochrome: bool = True
     """Training frames came from a grey camera: coloured pixels are refused."""
     precision: Precision = Precision.INT8
-    truth: Mapping[str, Mapping[str, str]] | None = None
-    """Labels of the parity frames: RLE by file name and type; adds Dice against people's masks."""
+    truth: Mapping[Path, Mapping[str, str]] = field(default_factory=dict)
+    """Labels of parity frames: RLE by frame and type; adds Dice against people's masks."""
     reduce_range: bool = True
     """7-bit weights: without them, sums overflow on CPUs without VNNI, and the same bundle answers
     differently there."""
+    keep_weights: bool = False
+    """Put the trained weights into the bundle too, so that it can be the start of a training."""
+    half_weights: bool = True
+    """Keep them in fp16, but for what fp16 cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +154,55 @@ class Tolerances:
 class _Deployed(nn.Module):
     """The network as it is shipped: uint8 frames ``(N, 1, H, W)`` to probabilities."""
 
-    def __init__(self, network: ResUNet) -> None:
+    def __init__(self, network: DefectNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """All outputs of ``outputs_of(network)``, in that order."""
+        gate, (average, soft_maximum) = self.gate(frames)
+        features = {name: gate[name] for name in FEATURES if name in gate}
+        probabilities, mask_logits = self.segment(features or {"frames": frames})
+        seen = {**gate, MASKS: probabilities}
+        seen |= dict(zip(LOGITS, (average, soft_maximum, mask_logits), strict=True))
+        return tuple(seen[name] for name in outputs_of(self.network))
+
+    def gate(self, frames: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """The gate's outputs by name (features only in the shared form), and both heads' logits."""
         x = frames.float() * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
-        features = self.network.encoder(x)
-        average, soft_maximum = self.network.classify(features.c5)
-        mask_logits = self.network.segment(features)
+        features: dict[str, Tensor] = {}
+        if isinstance(self.network, ResUNet):
+            found = self.network.encode(x)
+            heads = self.network.classify(found.c5)
+            features = found._asdict()
+        else:
+            heads = self.network.classify_frames(x)
+        average, soft_maximum = heads
         faulty = ((average[:, 0] + soft_maximum[:, 0]) / 2).sigmoid()
         classes = (average[:, 1:].sigmoid() + soft_maximum[:, 1:].sigmoid()) / 2
-        probabilities = upsample_logits(mask_logits, self.network.mask_stride).sigmoid()
-        logits = (average, soft_maximum, mask_logits)
-        return faulty, classes, probabilities, *features[1:], *logits
+        return {**dict(zip(PROBABILITIES, (faulty, classes), strict=True)), **features}, heads
+
+    def segment(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask probabilities at full size and mask logits, from features or ``frames``."""
+        if isinstance(self.network, ResUNet):
+            logits = self.network.segment(Features(**given))
+        else:
+            x = given["frames"].float() * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
+            logits = self.network.segment_frames(x)
+        return upsample_logits(logits, self.network.mask_stride).sigmoid(), logits
+
+
+def features_of(network: DefectNetwork) -> tuple[str, ...]:
+    """Names of what the gate hands to the segmenter; none in the two-network form."""
+    if isinstance(network, TwoNetworks):
+        return ()
+    # A decoder that stops at a quarter of its input never reaches C1.
+    return FEATURES if network.mask_stride // network.input_stride < 4 else FEATURES[1:]
+
+
+def outputs_of(network: DefectNetwork) -> tuple[str, ...]:
+    """Names of the outputs of the whole network's file."""
+    return (*PROBABILITIES, MASKS, *features_of(network), *LOGITS)
 
 
 def choose_frames(
@@ -179,20 +244,70 @@ def choose_frames(
     return chosen[0], chosen[1]
 
 
-def load_network(weights: Path, types: int) -> ResUNet:
-    """Loads trained weights into fp32, whatever type they are stored in.
+def describe_weights(path: Path) -> tuple[Network | None, tuple[str, ...]]:
+    """What training noted in a file of weights.
+
+    Args:
+        path: safetensors.
+
+    Returns:
+        The network's settings, and the ids of the types in channel order; ``None`` and none where
+        the file says nothing.
 
     Raises:
-        InputError: the file is missing, not safetensors, or does not fit the network.
+        InputError: the file is missing, not safetensors, or names settings that do not exist.
     """
     try:
-        state = load_file(weights)
+        with safe_open(path, framework="pt") as file:
+            noted = (file.metadata() or {}).get(KEY)
     except Exception as error:  # safetensors raises its own, undocumented types
-        raise InputError(f"expected safetensors at {weights}, got: {error}") from None
-    network = ResUNet(types)
+        raise InputError(f"expected safetensors at {path}, got: {error}") from None
     try:
-        missing, unexpected = network.load_state_dict(
-            {name: tensor.float() for name, tensor in state.items()}, strict=False
+        head = json.loads(noted or "{}")
+        about = json.loads(head["state"]) if "state" in head else head
+        network = Network.model_validate(about["network"]) if "network" in about else None
+        return network, tuple(str(class_id) for class_id in about.get("classes", ()))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise InputError(
+            f"{path}: network.{where}: {problem['msg']}; use the version that trained it"
+        ) from None
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: expected JSON of ours under {KEY!r} in its metadata, got something else; "
+            "take the file from the run again"
+        ) from None
+
+
+def load_network(weights: Path, types: int, network: Network | None = None) -> DefectNetwork:
+    """Loads trained weights into fp32, whatever type they are stored in.
+
+    Args:
+        weights: safetensors; of ours (checked by the hash in them), or parameters alone.
+        types: number of defect types.
+        network: form and size; what the file says, else the defaults, if ``None``.
+
+    Raises:
+        InputError: the file is missing, altered, not safetensors, or does not fit the network.
+    """
+    noted, class_ids = describe_weights(weights)
+    if noted is not None:
+        state, _ = load_checkpoint(weights)
+    else:
+        try:
+            state = safetensors.torch.load_file(weights)
+        except Exception as error:
+            raise InputError(f"expected safetensors at {weights}, got: {error}") from None
+    if class_ids and len(class_ids) != types:
+        raise InputError(
+            f"{weights}: expected weights of a Res-UNet with {types} types, these were trained for "
+            f"{', '.join(class_ids)}"
+        )
+    built = build_network(types, network or noted or Network())
+    try:
+        missing, unexpected = built.load_state_dict(
+            {n: t.float() if t.is_floating_point() else t for n, t in state.items()}, strict=False
         )
     except RuntimeError as error:  # raised for other shapes, even if not strict
         raise InputError(
@@ -206,7 +321,7 @@ def load_network(weights: Path, types: int) -> ResUNet:
             f"{weights}: expected the parameters of a Res-UNet with {types} types; "
             f"{len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}"
         )
-    return network.eval()
+    return built.eval()
 
 
 def export_bundle(
@@ -229,33 +344,43 @@ def export_bundle(
             ``parity.json``, and the bundle does not load.
     """
     _check(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    network = load_network(config.weights, len(config.classes))
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / "whole.onnx"
+    network = _trained(config)
+    with tempfile.TemporaryDirectory() as scratch_name:
+        scratch = Path(scratch_name)
+        decision_path = _as_file(config.decision, scratch / DECISION)
+        decision = load_decision(decision_path, [c.id for c in config.classes])
+        spec = _input_entry(config, network)
+        folder.mkdir(parents=True, exist_ok=True)
+        copyfile(decision_path, folder / DECISION)
+        copyfile(_as_file(config.card, scratch / CARD), folder / CARD)
+        copyfile(config.self_test, folder / (SELF_TEST + config.self_test.suffix))
+
+        whole = scratch / "whole.onnx"
         progress("export", 0, 1)
         export_onnx(network, whole)
-        fp32_error = _largest_logit_error(network, whole, config.parity[:8])
+        fp32_error = _largest_logit_error(network, whole, _tiles(config.parity, spec))
         if config.precision is Precision.INT8:
             progress("quantise", 0, 1)
-            whole = quantise(whole, Path(scratch), config.calibration, config.reduce_range)
-        names = [f"{part}.{config.precision}.onnx" for part in ("gate", "segmenter")]
-        gate, segmenter = (folder / name for name in names)
-        cut(whole, gate, segmenter)
-    for source, target in (
-        (config.card, CARD),
-        (config.decision, DECISION),
-        (config.self_test, SELF_TEST + config.self_test.suffix),
-    ):
-        copyfile(source, folder / target)
+            frames = _tiles(config.calibration, spec)
+            whole = quantise(whole, scratch, frames, config.reduce_range)
+        gate, segmenter = (
+            folder / f"{part}.{config.precision}.onnx" for part in ("gate", "segmenter")
+        )
+        cut(whole, gate, segmenter, features_of(network))
+    if config.keep_weights:
+        _keep_weights(config, network, folder / WEIGHTS)
 
+    (folder / PARITY).touch()
+    manifest = _manifest(config, spec, network, gate, segmenter)
+    bundle = Bundle(folder=folder, manifest=manifest, decision=decision, sha256="0" * 64, parity={})
     limits = tolerances or Tolerances()
-    parity = _measure(config, network, folder, gate, segmenter, progress)
+    parity = _measure(config, bundle, network, progress)
     parity["fp32_onnx_largest_relative_logit_error"] = fp32_error
     failures = _failures(parity, config.precision, limits)
     parity = {"passed": not failures, "tolerances": vars(limits), **parity}
     (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    write_manifest(folder, _manifest(config, folder, gate, segmenter))
+    proved = manifest.model_copy(update={"parity": file_entry(folder / PARITY)})
+    write_manifest(folder, proved)
     if failures:
         raise GateError(f"{folder}: bundle refused: {'; '.join(failures)}; see {PARITY}")
     return load_bundle(folder)
@@ -268,35 +393,105 @@ def _check(config: ExportConfig, folder: Path) -> None:
         raise InputError("expected parity frames, got none; give a folder of real frames")
     if config.precision is Precision.INT8 and not config.calibration:
         raise InputError("expected calibration frames for int8, got none; give real frames")
-    both = {path.name for path in config.calibration} & {path.name for path in config.parity}
-    if both:
-        raise InputError(f"{min(both)} is in calibration and parity; proof needs other frames")
+    calibration, parity = (
+        {path.resolve() for path in paths} for paths in (config.calibration, config.parity)
+    )
+    if calibration & parity:
+        name = min(calibration & parity).name
+        raise InputError(f"{name} is in calibration and parity; proof needs other frames")
     if not re.fullmatch(NAME_PATTERN, config.name):
         raise InputError(f"expected a name of letters, digits and . _ -, got {config.name!r}")
-    for path in (config.card, config.decision, config.self_test):
-        if not path.is_file():
-            raise InputError(f"expected a file to put into the bundle, {path} is not there")
+    for source in (config.card, config.decision, config.self_test):
+        if isinstance(source, Path) and not source.is_file():
+            raise InputError(f"expected a file to put into the bundle, {source} is not there")
+    if config.keep_weights and config.network is None and not isinstance(config.weights, Path):
+        raise InputError(
+            "expected the settings of the network to keep with its weights, got none; give network"
+        )
 
 
-def export_onnx(network: ResUNet, path: Path) -> None:
-    """Writes the whole network as one ONNX file with any N, H and W (multiples of 32)."""
+def _trained(config: ExportConfig) -> DefectNetwork:
+    """The network in fp32 on the CPU, ready to run; the caller's own stays as it is."""
+    if isinstance(config.weights, Path):
+        return load_network(config.weights, len(config.classes), config.network)
+    network = copy.deepcopy(config.weights).to("cpu", torch.float32)
+    for tensor in chain(network.parameters(), network.buffers()):
+        tensor.data = tensor.data.contiguous()  # while training they lie channels last
+    return network.eval()
+
+
+def _as_file(source: Path | str, target: Path) -> Path:
+    """The file, or the text written to ``target``."""
+    if isinstance(source, Path):
+        return source
+    target.write_text(source, encoding="utf-8")
+    return target
+
+
+def _tiles(paths: Iterable[Path], spec: InputEntry) -> Iterator[NDArray[np.uint8]]:
+    """Frames as the cascade hands them to the gate: in tiles, padded, one by one."""
+    for path in paths:
+        for tile in tiles_of(imaging.read_file(path).grey_hw, spec):
+            yield tile.frames
+
+
+def storable(network: nn.Module, *, half: bool = True) -> dict[str, Tensor]:
+    """Weights by name as they are kept: fp16 where that holds them.
+
+    BatchNorm's statistics stay fp32, and so does any tensor with a number that fp16 cannot hold.
+
+    Args:
+        network: trained.
+        half: without, everything is fp32.
+    """
+    kept = {}
+    for name, tensor in network.state_dict().items():
+        kept[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if half and tensor.is_floating_point() and not name.endswith(STATISTICS):
+            short = tensor.half()
+            kept[name] = short if bool(torch.isfinite(short).all()) else kept[name]
+    return kept
+
+
+def _keep_weights(config: ExportConfig, network: DefectNetwork, path: Path) -> None:
+    settings = config.network
+    if settings is None and isinstance(config.weights, Path):
+        settings = describe_weights(config.weights)[0]
+    data, terms = config.training
+    about = {
+        "network": (settings or Network()).model_dump(mode="json"),
+        "classes": [entry.id for entry in config.classes],
+        "name": config.name,
+        "data": data,
+        "terms": terms,
+    }
+    save_checkpoint(path, storable(network, half=config.half_weights), about)
+
+
+def export_onnx(network: DefectNetwork, path: Path) -> None:
+    """Writes the whole network as one ONNX file with any N, H and W that it can take."""
     n, h, w = (torch.export.Dim(axis, min=1, max=512) for axis in "nhw")
-    outputs = (*PROBABILITIES, MASKS, *FEATURES, *LOGITS)
+    step = _multiple_of(network)
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         # torch's own, inside the exporter: nothing a caller could change.
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.onnx.export(
             _Deployed(network).eval(),
-            (torch.zeros(2, 1, 64, 96, dtype=torch.uint8),),
+            (torch.zeros(2, 1, 2 * step, 3 * step, dtype=torch.uint8),),
             dynamo=True,
             input_names=["frames"],
-            output_names=outputs,
-            dynamic_shapes={"frames": {0: n, 2: 32 * h, 3: 32 * w}},
+            output_names=outputs_of(network),
+            dynamic_shapes={"frames": {0: n, 2: step * h, 3: step * w}},
             opset_version=OPSET,
             verbose=False,
         )
     assert program is not None  # noqa: S101 - for the type checker: dynamo=True returns it
     program.save(str(path))
+
+
+def _multiple_of(network: DefectNetwork) -> int:
+    """What both sides of a frame must be multiples of: C5 lies at a 32nd of the encoder's input."""
+    return 32 * network.input_stride
 
 
 @contextmanager
@@ -312,16 +507,19 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = iter(paths)
+    def __init__(self, frames: Iterable[NDArray[np.uint8]]) -> None:
+        self._frames = iter(frames)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        path = next(self._paths, None)
-        return None if path is None else {"frames": _batch(path)}
+        batch = next(self._frames, None)
+        return None if batch is None else {"frames": batch}
 
 
 def quantise(
-    whole: Path, scratch: Path, calibration: Sequence[Path], reduce_range: bool = True
+    whole: Path,
+    scratch: Path,
+    calibration: Iterable[NDArray[np.uint8]],
+    reduce_range: bool = True,
 ) -> Path:
     """Static int8: weights per channel and symmetric, activations uint8 by their extremes.
 
@@ -330,7 +528,7 @@ def quantise(
     Args:
         whole: what ``export_onnx`` wrote.
         scratch: folder for the result and what comes between.
-        calibration: real frames.
+        calibration: real frames, ``(N, 1, H, W)``, of any sizes.
         reduce_range: 7-bit weights.
 
     Returns:
@@ -363,39 +561,50 @@ def quantise(
 
 
 def _kept_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that stay fp32: heads, their mean, the upsampling of the mask logits."""
+    """Names of the nodes that stay fp32: heads, sums of scores, upsampling of the mask logits."""
     heads = [
         node.name
         for node in graph.node
         if node.op_type == "Conv" and any("_head" in name for name in node.input)
     ]
-    # Shortcuts end in a ReLU. Any other sum is of scores, which 255 steps would make coarse.
-    before_relu = {node.input[0] for node in graph.node if node.op_type == "Relu"}
+    # Shortcuts add two feature maps. Other sums are of scores, which 255 steps would make coarse.
+    maps = {v.name for v in graph.value_info if len(v.type.tensor_type.shape.dim) == 4}
     scores = [
         node.name
         for node in graph.node
-        if node.op_type == "Add" and node.output[0] not in before_relu
+        if node.op_type == "Add" and not maps.issuperset(node.input)
     ]
-    resizes = [node.name for node in graph.node if node.op_type == "Resize"]
-    return [*heads, *scores, resizes[-1]]
+    bilinear = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Resize"
+        and any(a.name == "mode" and a.s == b"linear" for a in node.attribute)
+    ]
+    return [*heads, *scores, *bilinear]
 
 
-def cut(whole: Path, gate: Path, segmenter: Path) -> None:
-    """Cuts the whole network at the encoder's features into the two files of a bundle.
+def cut(whole: Path, gate: Path, segmenter: Path, features: Sequence[str] = FEATURES[1:]) -> None:
+    """Cuts the whole network into the two files of a bundle.
 
     An int8 graph is cut behind its QuantizeLinear nodes: features then are uint8.
+
+    Args:
+        whole: what ``export_onnx`` or ``quantise`` wrote.
+        gate: file to write: frames to probabilities and ``features``.
+        segmenter: file to write: ``features``, or frames if there are none, to mask probabilities.
+        features: what the gate hands over.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(whole))
     quantised = {
         node.input[0]: node.output[0]
         for node in model.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] in FEATURES
+        if node.op_type == "QuantizeLinear" and node.input[0] in features
     }
-    features = [quantised.get(name, name) for name in FEATURES]
+    handed = [quantised.get(name, name) for name in features]
     extractor = onnx.utils.Extractor(model)
     for path, inputs, outputs in (
-        (gate, ["frames"], [*PROBABILITIES, *features]),
-        (segmenter, features, [MASKS]),
+        (gate, ["frames"], [*PROBABILITIES, *handed]),
+        (segmenter, handed or ["frames"], [MASKS]),
     ):
         part = extractor.extract_model(inputs, outputs)
         _rename(part.graph, {old: new for new, old in quantised.items()})
@@ -414,88 +623,79 @@ def _rename(graph: onnx.GraphProto, new_names: Mapping[str, str]) -> None:
         value.name = swap.get(value.name, value.name)
 
 
-class _Trained(NamedTuple):
-    """The trained network's answer on one frame."""
+class _Torch:
+    """A part of the trained network behind the seam of the engines; see ``Runtime``."""
 
-    judgement: Judgement
-    faulty_probability: float
+    label = "torch-fp32"
+
+    def __init__(self, part: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]) -> None:
+        self._part = part
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """See ``Runtime.run``."""
+        with torch.inference_mode():
+            outputs = self._part({name: torch.from_numpy(a) for name, a in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-def _batch(path: Path) -> NDArray[np.uint8]:
-    grey_hw = imaging.read_file(path).grey_hw
-    if grey_hw.shape[0] % 32 or grey_hw.shape[1] % 32:
-        raise InputError(
-            f"{path}: expected rows and columns in multiples of 32, got {grey_hw.shape}"
-        )
-    return grey_hw[None, None]
+def _in_torch(bundle: Bundle, network: DefectNetwork) -> Inspector:
+    """The bundle's cascade with the trained network in place of its files."""
+    deployed = _Deployed(network).eval()
+    return Inspector(
+        bundle,
+        _Torch(lambda given: deployed.gate(given["frames"])[0]),
+        _Torch(lambda given: {MASKS: deployed.segment(given)[0]}),
+    )
 
 
-def _largest_logit_error(network: ResUNet, whole: Path, frames: Sequence[Path]) -> float:
+def _largest_logit_error(
+    network: DefectNetwork, whole: Path, frames: Iterable[NDArray[np.uint8]]
+) -> float:
+    """Over the first tiles; each logit relative to the largest of its kind on the tile."""
     session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
     deployed = _Deployed(network).eval()
     largest = 0.0
-    for path in frames:
-        batch = _batch(path)
+    for batch in islice(frames, 8):
         with torch.inference_mode():
             expected = deployed(torch.from_numpy(batch))[-len(LOGITS) :]
         for want, got in zip(expected, session.run(LOGITS, {"frames": batch}), strict=True):
-            error = np.abs(want.numpy() - got).max() / np.abs(want.numpy()).max()
-            largest = max(largest, float(error))
+            error = float(np.abs(want.numpy() - got).max() / np.abs(want.numpy()).max())
+            # NaN must not get lost: max(0.0, nan) is 0.
+            largest = error if not error <= largest else largest
     return largest
 
 
-def _judge_by_torch(
-    network: ResUNet, frames: Sequence[Path], config: ExportConfig
-) -> Iterator[_Trained]:
-    decision = load_decision(config.decision, [c.id for c in config.classes])
-    deployed = _Deployed(network).eval()
-    for path in frames:
-        with torch.inference_mode():
-            outputs = deployed(torch.from_numpy(_batch(path)))
-        faulty, heads, masks_chw = (output[0].numpy() for output in outputs[:3])
-        seen = None if is_cleared(float(faulty), decision) else masks_chw
-        yield _Trained(decide(float(faulty), heads, seen, decision), float(faulty))
-
-
 def _measure(
-    config: ExportConfig,
-    network: ResUNet,
-    folder: Path,
-    gate: Path,
-    segmenter: Path,
-    progress: Progress,
+    config: ExportConfig, bundle: Bundle, network: DefectNetwork, progress: Progress
 ) -> dict[str, Any]:
     """Verdicts, masks and Dice of the bundle's files against the trained network's."""
-    bundle = Bundle(
-        folder=folder,
-        manifest=_manifest(config, folder, gate, segmenter),
-        decision=load_decision(config.decision, [c.id for c in config.classes]),
-        sha256="0" * 64,
-        parity={},
-    )
+    by_torch = _in_torch(bundle, network)
     inspector = Inspector(
         bundle,
-        load_runtime(gate, config.precision),
-        load_runtime(segmenter, config.precision),
+        load_runtime(bundle.gate_path, config.precision),
+        load_runtime(bundle.segmenter_path, config.precision),
     )
     flips: list[str] = []
+    unanswered: dict[str, str] = {}
     agreement: list[float] = []
     dice: dict[str, list[tuple[float, float]]] = {c.id: [] for c in config.classes}
     probability_errors: list[float] = []
-    answers = _judge_by_torch(network, config.parity, config)
-    for done, (path, trained) in enumerate(zip(config.parity, answers, strict=True)):
+    for done, path in enumerate(config.parity):
         progress("parity", done, len(config.parity))
-        ours = inspector.inspect(path)
-        if ours.verdict != trained.judgement.verdict:
+        ours, trained = inspector.inspect(path), by_torch.inspect(path)
+        if ours.verdict != trained.verdict:
             flips.append(path.name)
+        elif ours.verdict is Verdict.UNKNOWN:
+            unanswered[path.name] = str(ours.reason)
+            continue
         probability_errors.append(
-            abs((ours.faulty_probability or 0.0) - trained.faulty_probability)
+            abs((ours.faulty_probability or 0.0) - (trained.faulty_probability or 0.0))
         )
         size_wh = ours.size_wh or (0, 0)
-        labels = (config.truth or {}).get(path.name, {})
+        labels = config.truth.get(path, {})
         for class_id in dice:
             mine = _mask(ours.defects, class_id, size_wh)
-            theirs = _mask(trained.judgement.defects, class_id, size_wh)
+            theirs = _mask(trained.defects, class_id, size_wh)
             if mine.any() or theirs.any():
                 agreement.append(masks.dice(mine, theirs))
             if class_id in labels:
@@ -510,15 +710,17 @@ def _measure(
         for class_id, pairs in dice.items()
         if pairs
     }
+    errors = probability_errors
     return {
         "precision": str(config.precision),
         "reduce_range": config.reduce_range,
         "engine": f"onnxruntime {onnxruntime.__version__}",
         "frames": len(config.parity),
         "verdict_flips": flips,
+        "unanswered": unanswered,
         "mask_agreement_dice": round(float(np.mean(agreement)), 4) if agreement else None,
-        "faulty_probability_error_mean": round(float(np.mean(probability_errors)), 5),
-        "faulty_probability_error_max": round(max(probability_errors), 5),
+        "faulty_probability_error_mean": round(float(np.mean(errors)), 5) if errors else None,
+        "faulty_probability_error_max": round(max(errors), 5) if errors else None,
         "dice_against_labels": means,
         "self_test": inspector.inspect(bundle.self_test_path, SELF_TEST).to_json(),
         "calibration_frames": [path.name for path in config.calibration],
@@ -537,13 +739,19 @@ def _failures(parity: Mapping[str, Any], precision: Precision, limits: Tolerance
         found.append(
             f"fp32 logits differ by {error:.1e}, at most {limits.fp32_relative_logits:.0e}"
         )
-    flips = parity["verdict_flips"]
+    flips, unanswered = parity["verdict_flips"], parity["unanswered"]
+    answered = parity["frames"] - len(unanswered)
     allowed = 0.0 if precision is Precision.FP32 else limits.int8_verdict_flips
-    if len(flips) > allowed * parity["frames"]:
+    if len(flips) > allowed * answered:
         found.append(
-            f"{len(flips)} of {parity['frames']} verdicts flip, at most {allowed:.0%} may: "
+            f"{len(flips)} of {answered} verdicts flip, at most {allowed:.0%} may: "
             + ", ".join(flips[:5])
         )
+    # Frames without a usable picture prove nothing; frames on which both networks fail refute it.
+    failed = [n for n, r in unanswered.items() if r in (Reason.ENGINE_FAILED, Reason.NOT_FINITE)]
+    if failed or not answered:
+        name = min(failed or unanswered)
+        found.append(f"no answer on {len(failed or unanswered)} frames: {name}: {unanswered[name]}")
     if parity["self_test"]["verdict"] == Verdict.UNKNOWN:
         found.append(f"the self-test frame is UNKNOWN: {parity['self_test']['detail']}")
     losses = [t["trained"] - t["bundle"] for t in parity["dice_against_labels"].values()]
@@ -554,31 +762,44 @@ def _failures(parity: Mapping[str, Any], precision: Precision, limits: Tolerance
     return found
 
 
-def _manifest(config: ExportConfig, folder: Path, gate: Path, segmenter: Path) -> Manifest:
-    parity = folder / PARITY
-    parity.touch()
-    data, terms = config.training
+def _input_entry(config: ExportConfig, network: DefectNetwork) -> InputEntry:
     # Results of frames of another size carry a note: nobody has measured those.
-    measured_wh = imaging.read_file(config.parity[0]).size_wh
+    tile_wh = config.tile_wh or imaging.read_file(config.parity[0]).size_wh
+    return InputEntry(
+        channels=1,
+        monochrome=config.monochrome,
+        multiple_of=_multiple_of(network),
+        tile_wh=tile_wh,
+        tile_overlap_px=min(64, min(tile_wh) // 4),
+        min_wh=(64, 64),
+    )
+
+
+def _manifest(
+    config: ExportConfig,
+    spec: InputEntry,
+    network: DefectNetwork,
+    gate: Path,
+    segmenter: Path,
+) -> Manifest:
+    folder = gate.parent
+    data, terms = config.training
+    if isinstance(config.weights, Path):
+        weights_sha256 = file_entry(config.weights).sha256
+    else:
+        weights_sha256 = hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
     return Manifest(
         format=1,
         name=config.name,
         precision=config.precision,
         code_version=__version__,
-        input=InputEntry(
-            channels=1,
-            monochrome=config.monochrome,
-            multiple_of=32,
-            tile_wh=measured_wh,
-            tile_overlap_px=min(64, min(measured_wh) // 4),
-            min_wh=(64, 64),
-        ),
+        input=spec,
         classes=tuple(config.classes),
         gate=file_entry(gate),
         segmenter=file_entry(segmenter),
-        parity=file_entry(parity),
+        parity=file_entry(folder / PARITY),
         self_test=file_entry(folder / (SELF_TEST + config.self_test.suffix)),
-        training=TrainingEntry(
-            data=data, terms=terms, weights_sha256=file_entry(config.weights).sha256
-        ),
+        training=TrainingEntry(data=data, terms=terms, weights_sha256=weights_sha256),
+        segmenter_takes=SegmenterInput.FEATURES if features_of(network) else SegmenterInput.FRAMES,
+        weights=file_entry(folder / WEIGHTS) if config.keep_weights else None,
     )
