@@ -4,7 +4,7 @@ BASE = .venv
 DEV = .venv-dev
 PIP = -m pip --disable-pip-version-check --quiet install --constraint requirements/constraints.txt
 
-.PHONY: demo test check format soak figures clean
+.PHONY: demo test check format soak figures train-small clean
 
 demo: $(BASE)/.installed ## draw a coil, inspect it, write demo/report.html
 	$(BASE)/bin/steelsight demo
@@ -28,6 +28,10 @@ soak: $(DEV)/.installed ## the long tests
 figures: $(DEV)/.installed ## figures of the shipped bundle on the real frames in ../shared
 	$(DEV)/bin/steelsight inspect ../shared/data/severstal/images --out out/real --overwrite --no-overlays
 	$(DEV)/bin/python benchmarks/real_frames.py out/real/results.jsonl ../shared
+
+train-small: $(DEV)/.installed ## a small network on the real frames in ../shared, from random weights
+	$(DEV)/bin/steelsight train ../shared/data/severstal --start random --plan small --out out/train-small \
+		--terms 'research use; the frames belong to PAO Severstal'
 
 clean:
 	rm -rf $(BASE) $(DEV) dist

@@ -20,6 +20,7 @@ import pytest
 import steelsight
 from steelsight import cli
 from steelsight.bundle import DEFAULT_BUNDLE
+from steelsight.cli.terminal import fail
 from steelsight.data.synthetic import CoilConfig, write_severstal
 
 # main() leaves it to cyclopts to read sys.argv, as the installed command does.
@@ -67,7 +68,9 @@ COMMANDS = [
     "doctor",
     "export",
     "inspect",
+    "model convert-weights",
     "model info",
+    "train",
 ]
 
 
@@ -335,6 +338,7 @@ def test_a_bundle_that_was_altered_is_refused(call, bundle_copy, place, name, ch
         "[a].jpg",
         "b[red].jpg",
         "emoji 🙂",
+        "clear \x1b[2J the screen",
     ],
     ids=ascii,
 )
@@ -342,6 +346,15 @@ def test_strange_names_in_messages(call, place, name):
     answer = call("inspect", name)
     assert answer.code == 1
     assert_one_line(answer.err, "does not exist")
+    assert answer.err.rstrip("\n").isprintable()
+
+
+def test_a_line_without_end_is_cut_before_what_to_do(capsys):
+    assert fail(f"{'x' * 10**6} is wrong; correct it", 1) == 1
+    line = capsys.readouterr().err
+    assert len(line) < 3100
+    assert line.startswith("steelsight: xxx")
+    assert line.endswith("x is wrong; correct it\n")
 
 
 # ----------------------------------------------------------------------------------------- inspect

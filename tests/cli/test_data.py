@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -93,6 +96,31 @@ def test_keep_going_lists_all_broken_labels(call, tmp_path):
     ]
     assert "2 frames with 1 masks" in going.out
     assert "Left out, a broken label: 2 images (b.jpg, c.jpg)." in going.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is Unix's")
+def test_what_a_killed_conversion_left_goes_with_the_next_one(call, drawn, tmp_path):
+    out = tmp_path / "coco"
+    # Killed when all is written and nothing is proven: the fullest folder there can be.
+    program = (
+        "import os, signal, sys\n"
+        "from steelsight import cli\n"
+        "from steelsight.data import convert\n"
+        "convert._read_back = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cli.main()\n"
+    )
+    arguments = ["data", "convert", drawn, "--to", "coco", "--out", out, "--place", "copy"]
+    killed = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = tmp_path / ".coco.partial"
+    assert len(list((left / "images").iterdir())) == 12
+    assert list(tmp_path.iterdir()) == [left]
+    (left / "images" / "stale.jpg").write_bytes(b"of the killed one")
+    assert call(*arguments).code == 0
+    assert list(tmp_path.iterdir()) == [out]
+    assert len(list((out / "images").iterdir())) == 12
 
 
 def test_an_archive_is_a_data_set(call, drawn, tmp_path):
@@ -230,6 +258,20 @@ def test_a_split_is_verified(call, drawn, tmp_path):
     answer = call(*check, changed)
     assert answer.code == 4
     assert "synthetic-000004.jpg' is another file than was split" in answer.out
+
+
+def test_many_types_do_not_flood_the_terminal(call, drawn, tmp_path):
+    names = [str(number) for number in range(1, 501)]
+    path = tmp_path / "split.json"
+    told = ("--folds", "2", "--classes", ",".join(names))
+    answer = call("data", "split", drawn, "--out", path, *told)
+    assert answer.code == 0
+    assert "type 12" in answer.out
+    assert "type 13" not in answer.out.splitlines()[0]
+    assert f"500 types in all; {path} counts the others too." in answer.out
+    assert f"notes in all; {path} holds them." in answer.out
+    assert len(answer.out.splitlines()) < 40
+    assert len(load_split(path).parts[0].frames_by_type) == 500
 
 
 def test_coils_are_never_divided(call, drawn, tmp_path):

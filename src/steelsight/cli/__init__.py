@@ -33,6 +33,7 @@ from steelsight.cli.terminal import (
     progress,
     table,
 )
+from steelsight.cli.train import train, training_installed
 from steelsight.errors import GateError, InputError, SteelsightError
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from steelsight.imaging import DecodePolicy
     from steelsight.report.folder import RunSummary
     from steelsight.report.html import RunInfo, TruthTally
-
-TYPE_COLOURS = ("#2f9bff", "#b388ff", "#00d0e0", "#ff7ac8")
-"""In the order of the types; away from the green, red and amber of the verdicts."""
 
 app = App(
     name="steelsight",
@@ -71,6 +69,7 @@ Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 1
 )
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
 app.command(data_app)
+app.command(train)
 app.command(model_app)
 
 BundleFolder = Annotated[
@@ -258,6 +257,30 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
     return DONE
 
 
+@model_app.command
+def convert_weights(
+    source: Annotated[Path, Parameter(help="A .pth file from somebody you trust.")],
+    target: Annotated[Path, Parameter(help="New .safetensors file.")],
+    /,
+    *,
+    json: Json = False,
+) -> int:
+    """Turn a .pth file (a Python pickle) into safetensors, once (extra: train).
+
+    Example: steelsight model convert-weights resnet50.pth resnet50.safetensors
+    """
+    with training_installed("convert-weights"):
+        from steelsight.training.starts import CONVERT_WARNING, convert_pth
+
+    print(f"steelsight: {CONVERT_WARNING}", file=sys.stderr)
+    sha256 = convert_pth(source, target)
+    if json:
+        print_json({"file": str(target), "sha256": sha256})
+    else:
+        console_for(json).print(f"{target}, sha256 {sha256}")
+    return DONE
+
+
 @app.command
 def export(
     weights: Annotated[Path, Parameter(help="Trained Res-UNet, safetensors.")],
@@ -273,11 +296,18 @@ def export(
     trained_on: Annotated[str, Parameter(help="What the network learned from.")],
     terms: Annotated[str, Parameter(help="Terms of that data.")],
     classes: Annotated[
-        str, Parameter(help="Defect types in channel order: id=name, separated by commas.")
-    ] = "1=Type 1,2=Type 2,3=Type 3,4=Type 4",
+        str | None,
+        Parameter(
+            help="Defect types in channel order: id=name, separated by commas; those that training "
+            "noted in WEIGHTS if left out, else 1=Type 1 to 4=Type 4."
+        ),
+    ] = None,
     precision: Annotated[str, Parameter(help="int8 or fp32.")] = "int8",
     full_range: Annotated[
         bool, Parameter(negative="", help="8-bit weights: only for CPUs with VNNI.")
+    ] = False,
+    keep_weights: Annotated[
+        bool, Parameter(negative="", help="Put the weights in, as the start of other trainings.")
     ] = False,
     calibration_frames: int = 32,
     parity_frames: int = 128,
@@ -286,22 +316,27 @@ def export(
 ) -> int:
     """Make a bundle from trained weights and prove that it answers the same (extra: train).
 
+    Form and size of the network are those that training noted in WEIGHTS, else the defaults.
     Exit code 4 if the bundle is too far from the trained network.
 
     Example: steelsight export best.safetensors --frames images/ --truth train.csv ...
     """
-    try:
-        from steelsight.training.export import ExportConfig, choose_frames, export_bundle
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"export needs {error.name}, which is not installed; "
-            "run: pip install 'steelsight[train]'"
-        ) from None
+    with training_installed("export"):
+        from steelsight.training.export import (
+            ExportConfig,
+            choose_frames,
+            describe_weights,
+            export_bundle,
+        )
+
     from steelsight.bundle import Precision
     from steelsight.data.formats.severstal import read_csv
 
     if precision not in set(Precision):
         raise InputError(f"expected --precision {' or '.join(Precision)}, got {precision}")
+    if classes is None:
+        noted = describe_weights(weights)[1] or ("1", "2", "3", "4")
+        classes = ",".join(f"{i}={f'Type {i}' if i.isdecimal() else i}" for i in noted)
     labels = {image: dict(frame.rle_by_class) for image, frame in read_csv(truth).items()}
     faulty = {image for image, rles in labels.items() if rles}
     calibration, parity = choose_frames(frames, faulty, calibration_frames, parity_frames, seed)
@@ -316,8 +351,9 @@ def export(
         name=name,
         training=(trained_on, terms),
         precision=Precision(precision),
-        truth=labels,
+        truth={path: labels.get(path.name, {}) for path in parity},
         reduce_range=not full_range,
+        keep_weights=keep_weights,
     )
     with progress("exporting", len(parity) + 2) as advance:
         bundle = export_bundle(config, out, progress=lambda step, _done, _total: advance(step))
@@ -412,23 +448,18 @@ def _print_results(results: "Iterator[Inspected]") -> int:
     return SOME_UNKNOWN if unknown else DONE
 
 
-def _classes(text: str) -> "list[ClassEntry]":
+def _classes(text: str) -> "tuple[ClassEntry, ...]":
     from pydantic import ValidationError
 
-    from steelsight.bundle import ClassEntry
+    from steelsight.bundle import class_entries
 
     pairs = [pair.partition("=") for pair in text.split(",")]
     try:
-        return [
-            ClassEntry(
-                id=k.strip(), name=n.strip() or k, colour=TYPE_COLOURS[i % len(TYPE_COLOURS)]
-            )
-            for i, (k, _, n) in enumerate(pairs)
-        ]
+        return class_entries((k.strip(), n.strip() or k.strip()) for k, _, n in pairs)
     except ValidationError:
         raise InputError(
-            f"expected --classes such as '1=Pits,2=Scratches' with ids of letters, digits and -, "
-            f"got {text!r}"
+            f"expected --classes such as '1=Pits,2=Scratches' with ids of letters, digits, - and "
+            f"_, got {text!r}"
         ) from None
 
 

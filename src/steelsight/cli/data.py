@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SHOWN_ERRORS = 50
 SHOWN_LOSSES = 20
+SHOWN_NOTES = 20
+SHOWN_TYPES = 12
 
 data_app = App(
     name="data",
@@ -120,7 +122,7 @@ def convert(
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise InputError(f"--out {out} lies in the data set itself; give another folder")
     errors: list[LabelError] | None = [] if keep_going else None
-    with working("reading, writing, reading back"), _loaded(path, labels, errors) as label_set:
+    with working("reading, writing, reading back"), loaded(path, labels, errors) as label_set:
         done = convert_labels(label_set, target, out, Placement(place))
     _print_errors(errors or [])
     if json:
@@ -173,8 +175,8 @@ def check(
     planned = load_split(split) if split else None
     predictions = read_predictions(results) if results else None
     errors: list[LabelError] = []
-    with _loaded(path, labels, errors) as label_set:
-        catalog, duplicates = _scanned(label_set)
+    with loaded(path, labels, errors) as label_set:
+        catalog, duplicates = scanned(label_set)
         with counted("checking", "frames") as step:
             found = audit(
                 catalog,
@@ -246,8 +248,8 @@ def explore(
 
     started = now()
     errors: list[LabelError] = []
-    with _loaded(path, labels, errors) as label_set:
-        catalog, duplicates = _scanned(label_set) if label_set.image_paths else (None, None)
+    with loaded(path, labels, errors) as label_set:
+        catalog, duplicates = scanned(label_set) if label_set.image_paths else (None, None)
         with counted("measuring", "masks") as step:
             summary = summarise(
                 label_set, catalog, duplicates, total_frames=total_frames, progress=step
@@ -311,8 +313,8 @@ def split(
         raise InputError("expected --parts or --folds, got both")
     shares = None if folds else parse_parts(parts or "train=0.7,val=0.15,test=0.15")
     errors: list[LabelError] = []
-    with _loaded(path, labels, errors) as label_set:
-        catalog, duplicates = _scanned(label_set)
+    with loaded(path, labels, errors) as label_set:
+        catalog, duplicates = scanned(label_set)
         groups, told = list(duplicates.groups), "near-duplicates"
         notes: tuple[str, ...] = ()
         if group_by:
@@ -368,7 +370,7 @@ def synth(
 
 
 @contextmanager
-def _loaded(
+def loaded(
     path: Path, options: LabelOptions | None, errors: list[LabelError] | None
 ) -> Iterator["LabelSet"]:
     """The labels of a data set; an archive stays unpacked for as long as they are used."""
@@ -393,7 +395,8 @@ def _loaded(
         )
 
 
-def _scanned(label_set: "LabelSet") -> "tuple[Catalog, Duplicates]":
+def scanned(label_set: "LabelSet") -> "tuple[Catalog, Duplicates]":
+    """Every image decoded once, and those that show the same steel, under progress bars."""
     from steelsight.data.catalog import scan
     from steelsight.data.duplicates import find_duplicates
 
@@ -449,15 +452,19 @@ def _print_conversion(done: "Conversion", json: bool) -> None:
 
 def _print_split(made: "Split", out: Path) -> None:
     console = console_for(False)
-    types = [c.id for c in made.classes]
+    types = [c.id for c in made.classes][:SHOWN_TYPES]
     rows = [["", "frames", "groups", "clean", "faulty", *(f"type {t}" for t in types)]]
     for part in made.parts:
         per_type = [str(part.frames_by_type.get(t, 0)) for t in types]
         figures = [part.frames, part.groups, part.clean, part.faulty]
         rows.append([part.name, *map(str, figures), *per_type])
     console.print(table(rows))
-    for note in made.notes:
+    if len(made.classes) > len(types):
+        console.print(f"{len(made.classes)} types in all; {out} counts the others too.")
+    for note in made.notes[:SHOWN_NOTES]:
         console.print(f"Note: {note}.")
+    if len(made.notes) > SHOWN_NOTES:
+        console.print(f"{len(made.notes)} notes in all; {out} holds them.")
     if made.left_out:
         reasons = Counter(entry.reason for entry in made.left_out)
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())

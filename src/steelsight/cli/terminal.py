@@ -1,7 +1,6 @@
 """What all commands share: exit codes, output for people and machines, progress, Ctrl-C."""
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -13,18 +12,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from steelsight.errors import escaped
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+_MAX_LINE_CHARACTERS = 4000
+
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 
 
 def fail(line: str, code: int) -> int:
-    """Prints one line on standard error; returns the exit code."""
-    print("steelsight:", " ".join(line.split()), file=sys.stderr)
+    """Prints one line on standard error; returns the exit code.
+
+    Control characters are escaped and a line without end is cut in its middle: names in it were
+    chosen by others, and what to do stands at its end.
+    """
+    line = escaped(" ".join(line.split()))
+    if len(line) > _MAX_LINE_CHARACTERS:
+        line = f"{line[: _MAX_LINE_CHARACTERS // 2]} [...] {line[-_MAX_LINE_CHARACTERS // 4 :]}"
+    print("steelsight:", line, file=sys.stderr)
     return code
 
 
@@ -46,8 +56,11 @@ def now() -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes one JSON object, indented, with a line end; replaces the file at once."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes one JSON object, indented, with a line end; replaces the file at once.
+
+    What a killed process left beside it is written over by the next one.
+    """
+    beside = path.with_name(f".{path.name}.unfinished")
     try:
         text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
         beside.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
