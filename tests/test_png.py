@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,7 +22,9 @@ from steelsight.png import (
     PNG_SIGNATURE,
     Colours,
     PngHeader,
+    _deflated_runs,
     encode_png,
+    encode_png_runs,
     parse_png,
     plain_png,
     voc_palette,
@@ -142,6 +147,53 @@ def test_pillow_reads_what_is_written(bits: int) -> None:
     with Image.open(io.BytesIO(encode_png(numbers, 8, voc_palette(256)))) as image:
         assert image.mode == "P"
         assert np.array_equal(np.array(image), numbers)
+
+
+@given(
+    arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40)),
+    st.integers(1, 255),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_runs_are_written_as_the_picture_that_they_are(
+    mask: NDArray[np.bool_], value: int, wide: bool
+) -> None:
+    if wide:  # runs over several of the longest matches, and every length of the last one
+        mask = np.repeat(mask, 1 + 37 * value, axis=1)[:, :4000]
+    height, width = mask.shape
+    edges = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=False))
+    written = encode_png_runs(edges[::2], edges[1::2], value, (width, height))
+    expected = mask.astype(np.uint8) * np.uint8(value)
+    with Image.open(io.BytesIO(written)) as image:
+        assert np.array_equal(np.array(image), expected)
+    assert np.array_equal(parse_png(written).samples(), expected)  # and zlib, with its checksum
+
+
+@pytest.mark.parametrize("length", range(1, 1050))
+def test_a_run_of_any_length(length: int) -> None:
+    edges = np.array([5, 5 + length])
+    written = encode_png_runs(edges[:1], edges[1:], 200, (1100, 1))
+    expected = [[0] * 5 + [200] * length + [0] * (1095 - length)]
+    assert parse_png(written).samples().tolist() == expected
+
+
+def test_the_largest_checksum() -> None:
+    """Sums of a picture of 16,384 x 16,384 do not fit into 64 bits unless they are kept small."""
+    size = 1 << 28
+    edges = np.array([0, size])
+    lines = _deflated_runs(edges, 255, size)
+    expected = 1
+    for _ in range(16):
+        expected = zlib.adler32(b"\xff" * (size // 16), expected)
+    assert int.from_bytes(lines[-4:]) == expected
+
+
+def test_runs_with_a_palette() -> None:
+    runs = np.array([2]), np.array([7])
+    written = encode_png_runs(*runs, 3, (4, 2), voc_palette(256))
+    with Image.open(io.BytesIO(written)) as image:
+        assert image.mode == "P"
+        assert np.array(image).tolist() == [[0, 0, 3, 3], [3, 3, 3, 0]]
 
 
 def test_the_palette_is_that_of_pascal_voc() -> None:

@@ -1,4 +1,4 @@
-"""``python -m steelsight``, as ``torchrun -m steelsight train`` needs it."""
+"""``python -m steelsight``, as ``torchrun -m -- steelsight train`` needs it."""
 
 from steelsight.cli import main
 

@@ -133,11 +133,30 @@ def decode_rle(rle: str, size_wh: tuple[int, int], *, where: str = "") -> NDArra
         LabelError: see :func:`rle_runs`.
         InputError: ``size_wh`` is no usable size.
     """
+    left, covered_hw = decode_columns(rle, size_wh, where=where)
+    mask_hw = np.zeros(size_wh[::-1], np.bool_)
+    mask_hw[:, left : left + covered_hw.shape[1]] = covered_hw
+    return mask_hw
+
+
+def decode_columns(
+    rle: str, size_wh: tuple[int, int], *, where: str = ""
+) -> tuple[int, NDArray[np.bool_]]:
+    """Turns a Kaggle RLE into the part of the mask from its first to its last column with a pixel.
+
+    That part is a small one of most defects' frames. Arguments and errors are those of
+    :func:`decode_rle`.
+
+    Returns:
+        The first column, from 0, and a mask of ``height`` rows; of no column if the mask is empty.
+    """
     starts, ends = rle_runs(rle, size_wh, where=where)
-    edges = np.empty(2 * len(starts) + 2, np.int64)
-    edges[0], edges[-1] = 0, size_wh[0] * size_wh[1]
-    edges[1:-1:2], edges[2:-1:2] = starts, ends
-    return _mask_from_counts(np.diff(edges), size_wh)
+    height = size_wh[1]
+    if not len(starts):
+        return 0, np.zeros((height, 0), np.bool_)
+    left, right = int(starts[0]) // height, (int(ends[-1]) - 1) // height + 1
+    counts = _counts(starts, ends, left * height, right * height)
+    return left, _mask_from_counts(counts, (right - left, height))
 
 
 def merge_rles(rles: Sequence[str]) -> str:
@@ -162,11 +181,12 @@ def dice(a_hw: NDArray[np.bool_], b_hw: NDArray[np.bool_]) -> float:
     return 2 * np.count_nonzero(a_hw & b_hw) / both if both else 1.0
 
 
-def encode_rle(mask_hw: NDArray[np.bool_] | NDArray[np.uint8]) -> str:
+def encode_rle(mask_hw: NDArray[np.bool_] | NDArray[np.uint8], *, left: int = 0) -> str:
     """Writes a mask in the canonical Kaggle form: sorted runs that do not touch.
 
     Args:
         mask_hw: bool, or uint8 holding only 0 and 1; rows x columns.
+        left: column of the frame, from 0, in which the mask begins; it is as high as the frame.
 
     Returns:
         ``start length`` pairs, 1-based, column-major; ``""`` for an empty mask.
@@ -176,7 +196,7 @@ def encode_rle(mask_hw: NDArray[np.bool_] | NDArray[np.uint8]) -> str:
     """
     edges = _edges(_column_major(_checked(mask_hw)))
     edges[1::2] -= edges[::2]
-    edges[::2] += 1
+    edges[::2] += 1 + left * len(mask_hw)
     return " ".join(map(str, edges.tolist()))
 
 
@@ -313,10 +333,11 @@ def coco_from_kaggle(
         LabelError: see :func:`rle_runs`.
         InputError: ``size_wh`` is no usable size.
     """
-    edges = np.stack(_union(*rle_runs(rle, size_wh, where=where)), axis=1).ravel()
     width, height = size_wh
-    end = [] if len(edges) and edges[-1] == width * height else [width * height]
-    counts: Ints = np.diff(edges, prepend=[0], append=end).astype(np.int64)
+    starts, ends = _union(*rle_runs(rle, size_wh, where=where))
+    counts = _counts(starts, ends, 0, width * height)
+    if not counts[-1]:  # COCO ends with the last run
+        counts = counts[:-1]
     return {"size": [height, width], "counts": _pack(counts) if compressed else counts.tolist()}
 
 
@@ -345,13 +366,69 @@ def union_rle(rles: Sequence[str]) -> str:
     return _kaggle_text(*_union(starts, ends))
 
 
+def kaggle_from_rows(starts: Ints, ends: Ints, size_wh: tuple[int, int]) -> str:
+    """Canonical Kaggle RLE of runs that go on row by row.
+
+    Args:
+        starts: of the runs: 0-based pixel indices left to right, then top to bottom; ascending.
+        ends: of the runs, exclusive. Runs do not overlap, but may touch.
+        size_wh: width and height of the frame in pixels.
+    """
+    return _kaggle_text(*_turned(starts, ends, *size_wh))
+
+
+def row_runs(rle: str, size_wh: tuple[int, int], *, where: str = "") -> tuple[Ints, Ints]:
+    """As :func:`rle_runs`, but along rows: 0-based indices left to right, then top to bottom.
+
+    The runs do not touch.
+    """
+    width, height = size_wh
+    return _turned(*rle_runs(rle, size_wh, where=where), height, width)
+
+
+def line_runs(starts: Ints, ends: Ints, line_px: int) -> tuple[Ints, Ints, Ints]:
+    """Cuts runs where a new line (row or column) of ``line_px`` pixels begins.
+
+    Returns:
+        Line, first and one past the last pixel in the line of each run.
+    """
+    first, last = starts // line_px, (ends - 1) // line_px
+    lines = last - first + 1
+    run = np.repeat(np.arange(len(starts)), lines)
+    line = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(lines) - lines, lines)
+    begin = np.where(line == first[run], starts[run] - line * line_px, 0)
+    end = np.where(line == last[run], ends[run] - line * line_px, line_px)
+    return line, begin, end
+
+
+def _turned(starts: Ints, ends: Ints, line_px: int, line_count: int) -> tuple[Ints, Ints]:
+    """The same pixels followed across the lines, by way of the small part that they cover."""
+    if not len(starts):
+        return starts, ends
+    line, begin, end = line_runs(starts, ends, line_px)
+    first_line, lines = int(line[0]), int(line[-1] - line[0]) + 1
+    low, px = int(begin.min()), int(end.max() - begin.min())
+    at = (line - first_line) * px - low
+    covered = _mask_from_counts(_counts(at + begin, at + end, 0, lines * px), (lines, px))
+    # One pixel of background between the new lines keeps runs from going on in the next one.
+    flat = np.zeros(px * (lines + 1) + 1, np.uint8)
+    flat[1:].reshape(px, lines + 1)[:, :-1] = covered
+    new_line, offset = np.divmod(_edges(flat), lines + 1)
+    edges = (low + new_line) * line_count + first_line + offset
+    return _joined(edges[::2], edges[1::2])
+
+
 def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
     """Runs in ascending order that neither overlap nor touch."""
     order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    opens = np.ones(len(starts), np.bool_)
-    opens[1:] = starts[1:] > ends[:-1]
-    return starts[opens], ends[np.roll(opens, -1)]
+    return _joined(starts[order], np.maximum.accumulate(ends[order]))
+
+
+def _joined(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Runs in ascending order, those that touch as one."""
+    gaps = np.ones(len(starts) + 1, np.bool_)
+    gaps[1:-1] = starts[1:] > ends[:-1]
+    return starts[gaps[:-1]], ends[gaps[1:]]
 
 
 def _kaggle_text(starts: Ints, ends: Ints) -> str:
@@ -691,6 +768,14 @@ def _edges(flat: NDArray[np.uint8]) -> Ints:
     Counted from the second element, so 0-based pixels where the first one is padding.
     """
     return np.flatnonzero(flat[1:] != flat[:-1])
+
+
+def _counts(starts: Ints, ends: Ints, first: int, end: int) -> Ints:
+    """Lengths of alternating runs of zeros and ones from pixel ``first`` up to ``end``."""
+    edges = np.empty(2 * len(starts) + 2, np.int64)
+    edges[0], edges[-1] = first, end
+    edges[1:-1:2], edges[2:-1:2] = starts, ends
+    return np.diff(edges)
 
 
 def _mask_from_counts(counts: Ints, size_wh: tuple[int, int]) -> NDArray[np.bool_]:

@@ -20,8 +20,10 @@ from PIL.PngImagePlugin import PngImageFile
 
 from steelsight.defects import Reason
 from steelsight.errors import DecodeError
+from steelsight.masks import line_runs
 
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
+Ints = NDArray[np.int64]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -289,6 +291,109 @@ def encode_png(values_hw: Samples, bits: int, palette_rgb: bytes = b"") -> bytes
     header = PngHeader(width, height, bits, Colours.PALETTE if palette_rgb else Colours.GREY)
     palette = [(b"PLTE", palette_rgb)] if palette_rgb else []
     return _file(header, palette, deflate.compress(lines.data) + deflate.flush())
+
+
+def encode_png_runs(
+    starts: Ints, ends: Ints, value: int, size_wh: tuple[int, int], palette_rgb: bytes = b""
+) -> bytes:
+    """Writes one number on zeros as PNG of 8 bits, from its runs and without the picture.
+
+    The mask of a frame takes half the time of :func:`encode_png`, and up to three times the bytes.
+
+    Args:
+        starts: of the runs: 0-based pixel indices left to right, then top to bottom; ascending.
+        ends: of the runs, exclusive; they do not overlap.
+        value: of the pixels in the runs, below 256.
+        size_wh: width and height in pixels.
+        palette_rgb: see :func:`encode_png`.
+    """
+    width, height = size_wh
+    row, begin, end = line_runs(starts, ends, width)
+    first = row * (width + 1) + 1  # each line begins with the name of its filter, 0 for none
+    edges = np.stack((first + begin, first + end), axis=1).ravel()
+    header = PngHeader(width, height, 8, Colours.PALETTE if palette_rgb else Colours.GREY)
+    palette = [(b"PLTE", palette_rgb)] if palette_rgb else []
+    return _file(header, palette, _deflated_runs(edges, value, header.line_bytes))
+
+
+def _deflated_runs(edges: Ints, value: int, size: int) -> bytes:
+    """A zlib stream (RFC 1950 and 1951) of ``size`` bytes.
+
+    Each run is its first byte, and matches that repeat the byte before. All is one block with the
+    codes that deflate fixes.
+
+    Args:
+        edges: start, end, start, end, ... of the bytes that are ``value``; all others are 0.
+        value: below 256.
+        size: in bytes.
+    """
+    lengths = np.diff(edges, prepend=0, append=size)
+    values = np.zeros(len(lengths), np.int64)
+    values[1::2] = value
+    values, lengths = values[lengths > 0], lengths[lengths > 0]
+    full, rest = np.divmod(lengths - 1, _LONGEST_MATCH)
+    matched = rest >= _SHORTEST_MATCH
+    symbols = np.empty((len(lengths), 3), np.int64)
+    symbols[:, 0], symbols[:, 1] = values, _MATCH + _LONGEST_MATCH
+    symbols[:, 2] = np.where(matched, _MATCH + rest, values)
+    counts = np.stack((np.ones_like(full), full, np.where(matched, 1, rest)), axis=1)
+    written = np.append(np.repeat(symbols.ravel(), counts.ravel()), _END)
+
+    bit_end = 3 + np.cumsum(_BITS[written])
+    at = bit_end - _BITS[written]
+    code = _CODES[written] << (at & 7)
+    packed = np.zeros(int(bit_end[-1]) // 8 + 4)
+    packed[0] = 0b011  # the last block, with fixed codes
+    for i in range(4):  # no two codes share a bit, so their sums are their unions
+        packed += np.bincount((at >> 3) + i, code >> 8 * i & 255, len(packed))
+    stream = packed[: -(-int(bit_end[-1]) // 8)].astype(np.uint8).tobytes()
+
+    # Adler-32: the sum of all bytes, and the sum of that sum after each byte.
+    start, end = edges[::2], edges[1::2]
+    weights = (end - start) * (2 * size - start - end + 1) // 2 % _ADLER
+    low = (1 + value * int((end - start).sum())) % _ADLER
+    high = (size + value * int(weights.sum())) % _ADLER
+    return b"\x78\x01" + stream + struct.pack(">HH", high, low)
+
+
+def _fixed_codes() -> tuple[Ints, Ints]:
+    """Codes of deflate (RFC 1951, 3.2.5 and 3.2.6) with the first bit lowest, and their bits.
+
+    Of each byte, of the block's end at ``_END``, and at ``_MATCH + n`` of n bytes that repeat the
+    byte before.
+    """
+
+    def literal(symbol: int) -> str:
+        for first, end, code, bits in (
+            (0, 144, 0x30, 8),
+            (144, 256, 0x190, 9),
+            (256, 280, 0, 7),
+            (280, 288, 0xC0, 8),
+        ):
+            if symbol < end:
+                return f"{code + symbol - first:0{bits}b}"
+        raise AssertionError(symbol)
+
+    distance = "00000"
+    texts = {number: literal(number) for number in (*range(256), _END)}
+    symbol, length = 257, _SHORTEST_MATCH
+    while symbol < 285:
+        extra = max(0, (symbol - 261) // 4)
+        for more in range(1 << extra):
+            lowest_first = f"{more:0{extra}b}"[::-1] if extra else ""
+            texts[_MATCH + length + more] = literal(symbol) + lowest_first + distance
+        symbol, length = symbol + 1, length + (1 << extra)
+    texts[_MATCH + _LONGEST_MATCH] = literal(285) + distance
+    codes, bits = np.zeros((2, _MATCH + _LONGEST_MATCH + 1), np.int64)
+    for number, text in texts.items():
+        codes[number], bits[number] = int(text[::-1], 2), len(text)
+    return codes, bits
+
+
+_ADLER = 65521
+_SHORTEST_MATCH, _LONGEST_MATCH = 3, 258
+_END = _MATCH = 256
+_CODES, _BITS = _fixed_codes()
 
 
 def _file(

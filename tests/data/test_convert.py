@@ -213,9 +213,13 @@ def test_refusals(tmp_path):
     with pytest.raises(InputError, match="no frame with masks"):
         convert(label_set(tmp_path, []), SEVERSTAL, tmp_path / "out")
     with pytest.raises(InputError, match="holds no labels"):
-        convert(label_set(tmp_path, frames), format_named("images"), tmp_path / "out")
-    with pytest.raises(InputError, match="expected a format out of severstal"):
-        format_named("coca")
+        convert(label_set(tmp_path, frames), FORMATS["images"], tmp_path / "out")
+    for name in ("coca", "images"):
+        with pytest.raises(InputError, match=f"expected a format out of .*cvat, got '{name}'"):
+            format_named(name)
+    with pytest.raises(InputError, match="cvat, images, got 'coca'"):
+        format_named("coca", to_read=True)
+    assert format_named("images", to_read=True).write is None
 
 
 def test_recognition(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -404,3 +405,18 @@ def test_the_full_severstal_labels(shared_dir):
     ) in codes["type-test-limit"].sentence
     assert "Type 3 is 72.6 % of all masks" in codes["majority-type"].sentence
     assert len(json.dumps(summary.to_json(), allow_nan=False)) < 200_000
+
+
+def test_thousands_of_types_take_a_moment_only():
+    names = [f"t{i}" for i in range(2000)]
+    frames = [
+        frame(f"{i}.png", types_without_mask=(f"t{i}", f"t{(i * 7 + 1) % 2000}"))
+        for i in range(2000)
+        if i != (i * 7 + 1) % 2000
+    ]
+    begin = time.process_time()
+    summary = summarise(label_set(frames, names))
+    assert time.process_time() - begin < 30
+    assert summary.co_occurrence[3][22] == 1
+    assert summary.co_occurrence[22][3] == 1
+    assert sum(map(sum, summary.co_occurrence)) == 4 * len(frames)

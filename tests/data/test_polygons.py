@@ -9,18 +9,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from steelsight.data import polygons
 from steelsight.data.polygons import (
     MAX_OUTLINE_PX,
     MAX_POINTS,
+    inset_outlines_of_rle,
     outlines,
-    rasterise,
     rasterise_rle,
 )
 from steelsight.errors import InputError, LabelError
-from steelsight.masks import encode_rle
+from steelsight.masks import decode_rle, encode_rle
 
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
+
+
+def rasterise(polygons_xy: list[Points], size_wh: tuple[int, int], where: str = "") -> Mask:
+    return decode_rle(rasterise_rle(polygons_xy, size_wh, where=where), size_wh)
 
 
 def polygon(*points: tuple[float, float]) -> Points:
@@ -101,6 +106,119 @@ def test_outlines_of_random_masks_of_every_density() -> None:
 
 def test_a_checkerboard_survives() -> None:
     check_identity(np.indices((30, 41)).sum(axis=0) % 2 == 0)
+
+
+# Inset -------------------------------------------------------------------------------------------
+
+
+def inset(mask: Mask) -> list[Points]:
+    return inset_outlines_of_rle(encode_rle(mask), mask.shape[::-1])
+
+
+def without_repeats(polygon_xy: Points) -> Points:
+    kept: Points = polygon_xy[(polygon_xy != np.roll(polygon_xy, -1, axis=0)).any(axis=1)]
+    return kept
+
+
+def as_ultralytics_draws(polygons_xy: list[Points], shape_hw: tuple[int, int]) -> Mask:
+    """``polygon2mask`` of Ultralytics 8.4 for each row of a text file with six decimals."""
+    size_wh = np.array(shape_hw[::-1], np.float32)
+    mask = np.zeros(shape_hw, np.uint8)
+    for polygon_xy in polygons_xy:
+        shares = np.round(polygon_xy / size_wh, 6).astype(np.float32)
+        one = np.zeros(shape_hw, np.uint8)
+        cv2.fillPoly(one, [(shares * size_wh).astype(np.int32)], color=1)
+        mask |= one
+    return mask.view(np.bool_)
+
+
+def iou(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def check_inset(mask: Mask) -> None:
+    height, width = mask.shape
+    found = inset(mask)
+    assert np.array_equal(rasterise(found, (width, height)), mask)
+    in_shares = [np.round(p / (width, height), 6) * (width, height) for p in found]
+    assert np.array_equal(rasterise(in_shares, (width, height)), mask)
+    edges = outlines(mask)
+    assert len(found) == len(edges)
+    for polygon_xy, edge_xy in zip(found, edges, strict=True):
+        assert (polygon_xy >= 0).all()
+        assert (polygon_xy <= (width, height)).all()
+        assert (polygon_xy != np.rint(polygon_xy)).any(), "it fell back to the edges"
+        assert np.array_equal(np.round(5 * polygon_xy) / 5, polygon_xy)
+        assert np.array_equal(without_repeats(np.rint(polygon_xy)), edge_xy)
+
+
+@given(masks())
+@settings(deadline=None)
+def test_inset_outlines_rasterise_to_the_mask(mask: Mask) -> None:
+    check_inset(mask)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000, deadline=None)
+@given(masks(25))
+def test_inset_outlines_rasterise_to_the_mask_10000_times(mask: Mask) -> None:
+    check_inset(mask)
+
+
+DRAWN = {
+    "a speck": ["...", ".#.", "..."],
+    "a speck in each corner": ["#.#", "...", "#.#"],
+    "the whole frame": ["###", "###"],
+    "one pixel": ["#"],
+    "a level line": ["....", "####", "...."],
+    "an upright line": [".#.", ".#.", ".#."],
+    "a line along the edge": ["####", "....", "...."],
+    "a bent line": ["#....", "#....", "#####", "....#"],
+    "diagonal lines": ["#...#", ".#.#.", "..#..", ".#.#.", "#...#"],
+    "a hole": ["####", "#..#", "####"],
+    "holes side by side": ["#######", "#.#.#.#", "#######"],
+    "holes of several heights": ["########", "#.#..#.#", "###..###", "#.#..#.#", "########"],
+    "an island in a hole": ["#####", "#...#", "#.#.#", "#...#", "#####"],
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_inset_outlines_are_drawn_to_the_mask_by_opencv_too(name: str) -> None:
+    mask = np.array([[cell == "#" for cell in row] for row in DRAWN[name]])
+    check_inset(mask)
+    assert np.array_equal(as_ultralytics_draws(inset(mask), mask.shape), mask)
+
+
+def test_random_blobs_are_drawn_by_opencv_as_they_are() -> None:
+    generator = np.random.default_rng(0)
+    found, at_the_edges = [], []
+    for _ in range(100):
+        height, width = generator.integers(60, 200, 2)
+        noise = cv2.GaussianBlur(generator.random((height, width)), (0, 0), generator.uniform(2, 8))
+        mask = noise > np.quantile(noise, generator.uniform(0.3, 0.98))
+        check_inset(mask)
+        found.append(iou(as_ultralytics_draws(inset(mask), mask.shape), mask))
+        at_the_edges.append(iou(as_ultralytics_draws(outlines(mask), mask.shape), mask))
+    assert min(found) > 0.99
+    assert np.mean(at_the_edges) < 0.97  # what it is for
+
+
+@pytest.mark.parametrize("fifths", [-3, 3])
+def test_where_an_inset_would_change_the_mask_the_edges_are_given(
+    fifths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polygons, "_FIFTHS_INSET", fifths)
+    mask = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], np.bool_)
+    (found,), (edge,) = inset(mask), outlines(mask)
+    assert np.array_equal(found, edge)
+
+
+def test_an_outline_too_long_to_be_read_is_given_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(polygons, "MAX_OUTLINE_PX", 3)
+    (found,) = inset(np.ones((2, 2), np.bool_))
+    assert found.tolist() == [[0, 0], [0, 2], [2, 2], [2, 0]]
 
 
 @given(masks(8))

@@ -545,7 +545,7 @@ def test_a_missing_column_is_refused_with_those_that_there_are(
 
 
 def test_without_any_column_there_is_none_to_list() -> None:
-    with pytest.raises(InputError, match="with a value: none"):
+    with pytest.raises(InputError, match=r"no other column either.*give it with --frame-list"):
         groups_by_column(catalog_of([record_of("a.png")]), "coil")
 
 
@@ -744,6 +744,83 @@ def test_what_is_no_split_at_all_is_refused_in_one_line(
         load_split(path)
     assert len(str(caught.value)) < 450 + len(str(path))
     check_line(str(caught.value), [said])
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("seed",), 4),
+        (("made_by",), "steelsight 9"),
+        (("created",), "2026-01-31"),
+        (("source",), "other coils"),
+        (("rule",), "by hand"),
+        (("group_source",), "column coil"),
+        (("classes", 0, "name"), "another name"),
+        (("notes",), ["nothing to say"]),
+        (("manifest_sha256",), "a" * 64),
+    ],
+)
+def test_no_field_can_be_edited_unnoticed(
+    split: Split, tmp_path: Path, keys: tuple[str | int, ...], value: object
+) -> None:
+    path = tmp_path / "split.json"
+    path.write_bytes(changed(split, *keys, to=value))
+    with pytest.raises(InputError, match="manifest_sha256 does not fit: something") as caught:
+        load_split(path)
+    check_line(str(caught.value), [str(path), "make the split again"])
+
+
+def test_groups_cannot_be_edited_unnoticed(split: Split, tmp_path: Path) -> None:
+    """Two frames that stood alone become a group, and the count of groups is mended too."""
+    content = json.loads(split.to_json())
+    sizes = Counter(frame.group for frame in split.frames)
+    alone = [f for f in content["frames"] if sizes[f["group"]] == 1 and f["part"] == "train"]
+    alone[1]["group"] = alone[0]["group"]
+    content["parts"][0]["groups"] -= 1
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="manifest_sha256 does not fit"):
+        load_split(path)
+
+
+def test_a_left_out_image_is_under_the_hash_too(tmp_path: Path) -> None:
+    records = [record_of("a.png"), record_of("b.png", "1"), FrameRecord("c.png", None, None)]
+    made = make_split(catalog_of(records), None, folds=2, group_source="alone")
+    path = tmp_path / "split.json"
+    path.write_bytes(changed(made, "left_out", 0, "reason", to="disputed"))
+    with pytest.raises(InputError, match="manifest_sha256 does not fit"):
+        load_split(path)
+
+
+def test_the_hash_of_the_manifest_is_that_of_the_documented_text(
+    split: Split, tmp_path: Path
+) -> None:
+    content = json.loads(split.to_json())
+    told = content.pop("manifest_sha256")
+    assert told == sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":")))
+    # Layout and order of keys are nobody's business: a formatter may have been at it.
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({**content, "manifest_sha256": told}, sort_keys=True, indent=4))
+    assert load_split(path) == split
+
+
+def test_a_manifest_without_its_hash_is_refused(split: Split, tmp_path: Path) -> None:
+    content = json.loads(split.to_json())
+    del content["manifest_sha256"]
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="manifest_sha256: Field required; make the split again"):
+        load_split(tmp_path / "split.json")
+
+
+@pytest.mark.parametrize("key", ["seed", "image"])
+def test_a_key_twice_is_refused(split: Split, tmp_path: Path, key: str) -> None:
+    """Even where the last one, which counts, is the right one."""
+    path = tmp_path / "split.json"
+    text = split.to_json().decode()
+    path.write_text(text.replace(f'"{key}": ', f'"{key}": 7, "{key}": ', 1))
+    with pytest.raises(InputError) as caught:
+        load_split(path)
+    check_line(str(caught.value), [f"{path}: key twice in an object: '{key}'; make the split"])
 
 
 def test_a_group_or_file_that_crosses_parts_is_refused(split: Split, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,26 @@ def test_the_submission_has_kaggle_s_form(story, classes, run, tmp_path):
     expected = np.zeros(SIZE_WH[::-1], np.bool_)
     expected[10:100, 200:260] = expected[30:80, 20:60] = True
     assert np.array_equal(decode_rle(filled["sub/b.jpg_3"], SIZE_WH), expected)
+
+
+def test_types_with_an_underscore_get_columns_of_their_own(story, classes, run, tmp_path):
+    """``a.jpg_pitted_surface`` could be type ``surface`` of ``a.jpg_pitted``."""
+    names = {c.id: f"type_{c.id}" for c in classes}
+    renamed = [
+        replace(
+            i,
+            defects=tuple(replace(d, class_id=names[d.class_id]) for d in i.defects),
+            class_probabilities={names[k]: p for k, p in i.class_probabilities.items()},
+        )
+        for i in story
+    ]
+    inspect(renamed, tmp_path, tuple(replace(c, id=names[c.id]) for c in classes), run)
+    table = rows(tmp_path / "submission.csv")
+    assert table[0] == ["ImageId", "ClassId", "EncodedPixels"]
+    filled = {(image, class_id) for image, class_id, rle in table[1:] if rle}
+    assert filled == {("sub/b.jpg", "type_1"), ("sub/b.jpg", "type_3")}
+    judged = {i.image for i in story if i.verdict is not Verdict.UNKNOWN}
+    assert {image for image, _, _ in table[1:]} == judged
 
 
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.6])

@@ -269,7 +269,7 @@ def test_a_killed_run_shows_its_best_validation(page):
     assert "Samples" not in text
 
 
-def test_of_equally_good_validations_the_better_masks_then_the_first_count(tmp_path):
+def test_of_equally_good_validations_the_better_mean_then_the_first_count(tmp_path):
     folder = write_run(tmp_path / "run", summary=None)
     for rows, best in (
         ([(10, 0.5, 0.2), (20, 0.5, 0.3), (30, 0.5, 0.3)], 20),
@@ -277,7 +277,7 @@ def test_of_equally_good_validations_the_better_masks_then_the_first_count(tmp_p
         ([(10, 0.1, 0.9), (20, 0.2, ""), (30, "", 1)], 20),
     ):
         table = [
-            {"step": s, "worst_type_detection": g, "mean_dice": d, "types.1.detection": 0.5}
+            {"step": s, "worst_type_detection": g, "mean_dice": 0.5, "types.1.detection": d}
             for s, g, d in rows
         ]
         write_csv(folder / "validation.csv", table)

@@ -97,7 +97,7 @@ def train(
 
     The folder of the run holds settings, environment, hashes, curves (metrics.csv, TensorBoard),
     sample pictures, checkpoints, report.html and bundle/. Ctrl-C writes a checkpoint; --resume goes
-    on. Several processes: torchrun --nproc-per-node 2 -m steelsight train ...
+    on. Several processes: torchrun --nproc-per-node 2 -m -- steelsight train ...
 
     Exit codes: 4 if the bundle differs too much from the trained network, 130 if stopped.
 
@@ -150,8 +150,8 @@ def train(
                 console_for(json).print(line)
         if dry_run:
             return DONE
-        with ctrl_c() as stop, _shown(first) as show:
-            done = session.run_session(prepared, show=show, stop=stop)
+        with ctrl_c() as stop, _shown(first) as (show, tell):
+            done = session.run_session(prepared, show=show, tell=tell, stop=stop)
     if not first:
         return DONE
     if done is None:
@@ -210,30 +210,39 @@ def _told(done: "Done", json: bool) -> int:
 
 
 @contextmanager
-def _shown(first: bool) -> "Iterator[Callable[[str, Moment], None]]":
-    """Progress on standard error: a live panel on a terminal, a line per validation elsewhere."""
+def _shown(
+    first: bool,
+) -> "Iterator[tuple[Callable[[str, Moment], None], Callable[[str], None]]]":
+    """Progress on standard error: a live panel on a terminal, a line per validation elsewhere.
+
+    Yields what shows a moment of a part, and what prints a note.
+    """
     if not first:
-        yield lambda _name, _moment: None
+        yield lambda _name, _moment: None, lambda _line: None
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True, highlight=False)
     panel = _Panel()
+
+    def tell(line: str) -> None:
+        console.print(f"Note: {line}.", soft_wrap=True, markup=False)
+
     if not console.is_terminal:
 
-        def tell(name: str, moment: "Moment") -> None:
+        def print_figures(name: str, moment: "Moment") -> None:
             if panel.update(name, moment):
-                console.print(panel.line(), soft_wrap=True)
+                console.print(panel.line(), soft_wrap=True, markup=False)
 
-        yield tell
+        yield print_figures, tell
         return
 
     def show(name: str, moment: "Moment") -> None:
         panel.update(name, moment)
 
     with Live(panel, console=console, refresh_per_second=4):
-        yield show
+        yield show, tell
 
 
 class _Panel:
@@ -243,7 +252,7 @@ class _Panel:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("{task.description:>10}"),
+            TextColumn("{task.description:>10}", markup=False),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} steps"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),

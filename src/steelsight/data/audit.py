@@ -41,7 +41,7 @@ from steelsight.data.findings import (
 from steelsight.data.labels import FrameLabels, LabelSet, shown, split_of
 from steelsight.data.predictions import confident_suspects, match_images
 from steelsight.data.threads import in_order
-from steelsight.errors import InputError, LabelError
+from steelsight.errors import InputError, LabelError, first_names
 from steelsight.imaging import DecodePolicy
 from steelsight.masks import decode_rle
 
@@ -155,7 +155,7 @@ class _DataSet:
         labels = self.labels.get(image)
         if labels is None:
             return "no label"
-        return ", ".join(map(self.title, labels.class_ids)) or "clean"
+        return first_names(map(self.title, labels.class_ids)) or "clean"
 
     def label_state(self, image: str) -> str:
         labels = self.labels.get(image)
@@ -577,7 +577,9 @@ def _odd_masks(data: _DataSet, facts: Sequence[FrameFacts]) -> _Told:
     overlapping = [f for f in facts if f.overlap_px]
 
     def pairs_text(pairs: Iterable[tuple[str, str]]) -> str:
-        return ", ".join(f"{data.title(a)} and {data.title(b)}" for a, b in pairs)
+        said = [f"{data.title(a)} and {data.title(b)}" for a, b in pairs]
+        rest = f" and {len(said) - 6:,} more pairs" if len(said) > 6 else ""
+        return ", ".join(said[:6]) + rest
 
     if overlapping:
         overlapping.sort(key=lambda f: -f.overlap_px)

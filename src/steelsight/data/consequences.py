@@ -17,12 +17,16 @@ from steelsight.data.summary import (
     Topic,
     TypeSummary,
 )
+from steelsight.errors import first_names
 
 CONFIDENCE = 0.95
 TEST_SHARE = 0.2
 """The share of frames that a test is usually given."""
 WANTED_RATE = 0.02
 """A missed-defect rate worth showing; the sentences say how many frames it takes."""
+
+_TITLES = 10
+"""Types that a sentence names."""
 
 
 def consequences(summary: Summary) -> Iterator[Consequence]:
@@ -336,4 +340,6 @@ def _titles(types: Sequence[TypeSummary]) -> str:
     names = [t.title.removeprefix("type ") for t in types]
     if len(names) == 1:
         return f"type {names[0]}"
+    if len(names) > _TITLES:
+        return f"types {first_names(names, _TITLES)}"
     return f"types {', '.join(names[:-1])} and {names[-1]}"

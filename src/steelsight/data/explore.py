@@ -95,10 +95,11 @@ def summarise(
     order = {class_id: index for index, class_id in enumerate(label_set.class_ids)}
     together = Counter(tuple(sorted(set(f.class_ids), key=order.__getitem__)) for f in sure)
     clean_frames = together.pop((), 0) + counts.assumed_clean
-    co_occurrence = tuple(
-        tuple(sum(n for ids, n in together.items() if {a, b} <= set(ids)) for b in order)
-        for a in order
-    )
+    counted = np.zeros((len(order), len(order)), np.int64)
+    for ids, n in together.items():
+        places = [order[class_id] for class_id in ids]
+        counted[np.ix_(places, places)] += n
+    co_occurrence = tuple(map(tuple, counted.tolist()))
     pairs = sum(len(ids) * n for ids, n in together.items())
     types = tuple(
         tallies[c.id].summary(c, co_occurrence[i][i], pairs, together[(c.id,)], frame_wh)

@@ -32,7 +32,7 @@ from steelsight.data.labels import (
     shown,
 )
 from steelsight.data.tables import csv_safe, open_table, write_table
-from steelsight.errors import LabelError
+from steelsight.errors import LabelError, first_names
 
 FRAME_LIST = "images.csv"
 """Name under which a list beside the labels is found."""
@@ -272,8 +272,8 @@ def _check_status(status: str, present: tuple[str, ...], told: bool, where: str)
         )
     if status == "clean" and present:
         raise LabelError(
-            f"{where}: the status is clean, but the types {' '.join(present)} are named; expected"
-            " one or the other: correct the row"
+            f"{where}: the status is clean, but the types {first_names(present)} are named;"
+            " expected one or the other: correct the row"
         )
     if status.startswith("faulty") and told and not present:
         raise LabelError(
@@ -293,8 +293,8 @@ def _merged(frame: FrameLabels | None, entry: FrameEntry, path: Path) -> FrameLa
         if contradicted:
             raise LabelError(
                 f"{path} row {entry.row}, image {shown(entry.image)}: the labels hold type"
-                f" {' '.join(contradicted)}, the table names"
-                f" {'type ' + ' '.join(entry.class_ids) if entry.class_ids else 'no type'};"
+                f" {first_names(contradicted)}, the table names"
+                f" {'type ' + first_names(entry.class_ids) if entry.class_ids else 'no type'};"
                 " expected the same: correct one of them"
             )
     without_mask = tuple(c for c in entry.class_ids or () if c not in frame.rle_by_class)

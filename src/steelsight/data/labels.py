@@ -20,11 +20,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from steelsight.data.threads import in_order
-from steelsight.errors import DecodeError, InputError, LabelError
+from steelsight.errors import DecodeError, InputError, LabelError, first_names
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
 
 CLASS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What a class id looks like; it stands in file names, CSV cells and ``ImageId_ClassId``."""
+
+_MAX_CLASS_NAME_CHARACTERS = 64
+"""Of a name as people wrote it; no id made from it is longer."""
 
 _MAX_LIST_BYTES = 256 << 20
 
@@ -182,8 +185,13 @@ def class_id_of(name: str, where: str = "") -> str:
     """The class id for a name: what is not a letter, digit, ``-`` or ``_`` becomes ``_``.
 
     Raises:
-        LabelError: nothing usable is left.
+        LabelError: nothing usable is left, or the name is no short line of text.
     """
+    if len(name) > _MAX_CLASS_NAME_CHARACTERS or not name.strip().isprintable():
+        raise LabelError(
+            f"{where + ': ' if where else ''}the type is called {shown(name)}, expected at most"
+            f" {_MAX_CLASS_NAME_CHARACTERS} characters and no control characters; rename it"
+        )
     class_id = re.sub(r"[^A-Za-z0-9_-]+", "_", name.strip()).lstrip("_-")
     if not class_id:
         raise LabelError(
@@ -514,7 +522,7 @@ def frames_to_write(label_set: LabelSet) -> list[tuple[FrameLabels, tuple[int, i
         if unknown:
             raise InputError(
                 f"{where}: the type {shown(min(unknown))}, expected one of"
-                f" {shown(', '.join(sorted(class_ids)))}; add it to the types"
+                f" {first_names(map(shown, sorted(class_ids)))}; add it to the types"
             )
         frames.append((frame, frame.size_wh))
     return frames

@@ -2,15 +2,17 @@
 
 The pixel (x, y) is the square from (x, y) to (x + 1, y + 1), so the frame reaches from (0, 0) to
 (width, height). A pixel belongs to a polygon if its centre is inside, by the even-odd rule: what a
-polygon encloses twice is a hole. :func:`rasterise` is the rasteriser of pycocotools (``rleFrPoly``
-in ``maskApi.c`` of https://github.com/cocodataset/cocoapi), which rounds coordinates to a fifth of
-a pixel; :func:`outlines` writes whole numbers, so masks survive it exactly.
+polygon encloses twice is a hole. :func:`rasterise_rle` is the rasteriser of pycocotools
+(``rleFrPoly`` in ``maskApi.c`` of https://github.com/cocodataset/cocoapi), which rounds coordinates
+to a fifth of a pixel. :func:`outlines` gives whole numbers, and :func:`inset_outlines_of_rle` whole
+fifths for files that other tools read; masks survive both exactly.
 
 Shapes: polygons are float64 ``(n, 2)`` with x and y; ``_hw`` is rows x columns, ``_wh`` columns x
 rows.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -19,7 +21,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from steelsight.errors import InputError, LabelError
-from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle, kaggle_from_coco, rle_runs
+from steelsight.masks import (
+    MAX_MASK_PX,
+    encode_rle,
+    kaggle_from_coco,
+    line_runs,
+    rle_runs,
+)
 
 MAX_POINTS = 1_000_000
 """Of all polygons of one mask."""
@@ -30,24 +38,24 @@ MAX_OUTLINE_PX = 8_000_000
 _TOLERANCE_PX = 1.0
 """So far tools write points beside the frame: rounding, or pixel centres taken for corners."""
 
+_FIFTHS_INSET = 1
+"""So far inside the pixels' edges outlines are written, in fifths of a pixel."""
+
 _MERGED_AT_ONCE = 32
 
 Points = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def rasterise(
+def rasterise_rle(
     polygons_xy: Sequence[Points], size_wh: tuple[int, int], *, where: str = ""
-) -> NDArray[np.bool_]:
-    """The union of polygons as a mask.
+) -> str:
+    """The union of polygons as canonical Kaggle RLE, without building the mask.
 
     Args:
         polygons_xy: each ``(n, 2)`` with n >= 3, x and y in pixels; closed by itself.
         size_wh: width and height of the mask in pixels.
         where: put in front of an error message.
-
-    Returns:
-        Mask of ``height`` rows and ``width`` columns, C-contiguous.
 
     Raises:
         LabelError: fewer than three points, a coordinate that is not finite or lies more than one
@@ -55,13 +63,14 @@ def rasterise(
             or ``MAX_OUTLINE_PX`` of outline.
         InputError: ``size_wh`` is no usable size, or an array has another shape.
     """
-    return decode_rle(rasterise_rle(polygons_xy, size_wh, where=where), size_wh)
+    rle = rasterise_coco(polygons_xy, size_wh, where=where)
+    return kaggle_from_coco(rle, size_wh) if rle else ""
 
 
-def rasterise_rle(
+def rasterise_coco(
     polygons_xy: Sequence[Points], size_wh: tuple[int, int], *, where: str = ""
-) -> str:
-    """As :func:`rasterise`, as canonical Kaggle RLE and without building the mask."""
+) -> Any:
+    """As :func:`rasterise_rle`, as pycocotools holds it; ``None`` without polygons."""
     width, height = size_wh
     if width < 1 or height < 1 or width * height > MAX_MASK_PX:
         raise InputError(
@@ -69,7 +78,7 @@ def rasterise_rle(
             f" {width} x {height}; pass the size of the image"
         )
     if not len(polygons_xy):
-        return ""
+        return None
     point_count = sum(map(len, polygons_xy))
     if point_count > MAX_POINTS:
         raise _label_error(
@@ -87,13 +96,17 @@ def rasterise_rle(
             " write such a mask as RLE or as a picture",
         )
     flat: Any = [p.ravel() for p in clipped]  # the stubs know whole numbers only
-    rles = coco_mask.frPyObjects(flat, height, width)
+    return merged(coco_mask.frPyObjects(flat, height, width))
+
+
+def merged(rles: list[Any]) -> Any:
+    """The union of masks, at least one, as pycocotools holds them."""
     while len(rles) > 1:  # in a tree: one by one would take quadratic time
         rles = [
             coco_mask.merge(rles[i : i + _MERGED_AT_ONCE])
             for i in range(0, len(rles), _MERGED_AT_ONCE)
         ]
-    return kaggle_from_coco(rles[0], size_wh)
+    return rles[0]
 
 
 def _clipped(polygon_xy: Points, size_wh: tuple[int, int], number: int, where: str) -> Points:
@@ -107,6 +120,8 @@ def _clipped(polygon_xy: Points, size_wh: tuple[int, int], number: int, where: s
             " it again",
         )
     # Comparisons with NaN are false.
+    if polygon_xy.min() >= 0 and (polygon_xy.max(axis=0) <= size_wh).all():
+        return polygon_xy
     near = (polygon_xy >= -_TOLERANCE_PX) & (polygon_xy <= np.array(size_wh) + _TOLERANCE_PX)
     if not near.all():
         point = int(np.flatnonzero(~near.all(axis=1))[0])
@@ -152,10 +167,82 @@ def outlines_of_rle(rle: str, size_wh: tuple[int, int]) -> list[Points]:
     Raises:
         LabelError: see :func:`steelsight.masks.rle_runs`.
     """
+    corners_xy, contour = _corners(rle, size_wh)
+    return _divided(corners_xy.astype(np.float64), contour)
+
+
+def inset_outlines_of_rle(rle: str, size_wh: tuple[int, int]) -> list[Points]:
+    """The outlines of :func:`outlines_of_rle`, each side a fifth of a pixel inside the mask.
+
+    For files. A pixel's centre is half a pixel from its edges, so rasterising still gives exactly
+    the mask. Tools that cut coordinates down to whole numbers and colour what OpenCV's ``fillPoly``
+    then touches (Ultralytics' ``polygon2mask``) would otherwise draw each mask a pixel wider to the
+    right and below. ``np.rint`` gives the outline itself, some of its corners twice.
+
+    Args:
+        rle: canonical Kaggle RLE of the mask.
+        size_wh: width and height of the mask in pixels.
+
+    Returns:
+        Polygons ``(n, 2)`` of whole fifths inside the frame, x and y in pixels. Where they would
+        not rasterise to the mask, those of :func:`outlines_of_rle`.
+
+    Raises:
+        LabelError: see :func:`steelsight.masks.rle_runs`.
+    """
+    corners_xy, contour = _corners(rle, size_wh)
+    if not len(corners_xy):
+        return []
+    fifths_xy, fifths_contour = _inset_fifths(corners_xy, contour)
+    inset = _divided(fifths_xy / 5, fifths_contour)
+    # Whoever reads an outline that is too long is told so; here it is written as it is.
+    with suppress(LabelError):
+        if rasterise_rle(inset, size_wh) == rle:
+            return inset
+    return _divided(corners_xy.astype(np.float64), contour)
+
+
+def _inset_fifths(corners_xy: Ints, contour: Ints) -> tuple[Ints, Ints]:
+    """Corners in fifths of a pixel, each on the inner side of the two sides that meet there.
+
+    Where two pixels touch by their corners only, that would widen the neck to one of two pixels; a
+    corner there becomes two, one in each pixel, and the outlines meet in the neck.
+
+    Returns:
+        Points ``(n, 2)``, and the contour of each.
+    """
+    following = _following(contour)
+    before = np.empty_like(following)
+    before[following] = np.arange(len(following))
+    step = np.sign(corners_xy[following] - corners_xy)
+    inward = np.stack((step[:, 1], -step[:, 0]), axis=1)  # the mask lies left of who walks along
+    # Where a slit goes on along a side, both say the same, which counts once.
+    shift = np.clip(inward[before] + inward, -1, 1)
+
+    turns_right = np.flatnonzero((step == -inward[before]).all(axis=1))
+    place = corners_xy[turns_right] @ [1, int(corners_xy.max()) + 1]
+    _, index, count = np.unique(place, return_inverse=True, return_counts=True)
+    necks = turns_right[count[index] == 2]
+    shift[necks] = (inward + step)[necks]
+    shift = np.insert(shift, necks, (inward - step)[before[necks]], axis=0)
+    parts = np.ones(len(contour), np.int64)
+    parts[necks] = 2
+    points = 5 * np.repeat(corners_xy, parts, axis=0) + _FIFTHS_INSET * shift
+    return points, np.repeat(contour, parts)
+
+
+def _divided(points_xy: Points, contour: Ints) -> list[Points]:
+    """One array for each contour; points are sorted by contour."""
+    first = np.flatnonzero(np.diff(contour, prepend=-1)).tolist()
+    return [points_xy[begin:end] for begin, end in pairwise((*first, len(contour)))]
+
+
+def _corners(rle: str, size_wh: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Corners ``(n, 2)`` of all outlines of a mask, holes cut in, and the outline of each."""
     starts, ends = rle_runs(rle, size_wh)
     if not len(starts):
-        return []
-    sides = _sides(*_column_runs(starts, ends, size_wh[1]))
+        return np.empty((0, 2), np.int64), np.empty(0, np.int64)
+    sides = _sides(*line_runs(starts, ends, size_wh[1]))
     walks = _cycles(sides.following.tolist())
     side = np.array(list(chain.from_iterable(walks)))
     contour = np.repeat(np.arange(len(walks)), [2 * len(walk) for walk in walks])
@@ -173,9 +260,7 @@ def outlines_of_rle(rle: str, size_wh: tuple[int, int]) -> list[Points]:
         # A slit may begin at a corner, which then is there twice.
         kept = (corners_xy[_following(contour)] != corners_xy).any(axis=1)
         corners_xy, contour = corners_xy[kept], contour[kept]
-    bounds = np.searchsorted(contour, np.arange(len(walks) + 1)).tolist()
-    points_xy = corners_xy.astype(np.float64)
-    return [points_xy[begin:end] for begin, end in pairwise(bounds)]
+    return corners_xy, contour
 
 
 class _Sides(NamedTuple):
@@ -188,17 +273,6 @@ class _Sides(NamedTuple):
     begin_xy: Ints
     end_xy: Ints
     following: Ints
-
-
-def _column_runs(starts: Ints, ends: Ints, height: int) -> tuple[Ints, Ints, Ints]:
-    """Column, first and one past the last row of each run; runs over several columns are cut."""
-    first, last = starts // height, (ends - 1) // height
-    columns = last - first + 1
-    run = np.repeat(np.arange(len(starts)), columns)
-    x = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(columns) - columns, columns)
-    top = np.where(x == first[run], starts[run] - x * height, 0)
-    bottom = np.where(x == last[run], ends[run] - x * height, height)
-    return x, top, bottom
 
 
 def _sides(column: Ints, top: Ints, bottom: Ints) -> _Sides:
@@ -216,7 +290,7 @@ def _sides(column: Ints, top: Ints, bottom: Ints) -> _Sides:
     place = x * stride + y
     order = np.argsort(place, kind="stable")
     place, change = place[order], change[order]
-    first = np.flatnonzero(np.diff(place, prepend=-1))
+    first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
     place, change = place[first], np.add.reduceat(change, first)
     twice = np.abs(change)  # 0 where a run goes on in the next column, or in its own
     place, change, twice = (np.repeat(values, twice) for values in (place, change, twice))
@@ -228,7 +302,7 @@ def _sides(column: Ints, top: Ints, bottom: Ints) -> _Sides:
     double = np.flatnonzero(twice == 2)
     is_lower[double[1::2]] = 1
     turn = np.where(change == 2, 1 - is_lower, is_lower) * (twice == 2)
-    level = np.lexsort((turn, x, y))
+    level = np.argsort((y * (int(x[-1]) + 1) + x) * 2 + turn, kind="stable")
     partner = np.empty_like(level)
     partner[level[::2]], partner[level[1::2]] = level[1::2], level[::2]
 
@@ -263,7 +337,7 @@ def _cycle(following: list[int], begin: int) -> list[int]:
 def _following(contour: Ints) -> Ints:
     """The index of the next point of the same contour; points are sorted by contour."""
     following = np.arange(1, len(contour) + 1)
-    last = np.flatnonzero(np.diff(contour, append=-1))
+    last = np.flatnonzero(np.append(contour[1:] != contour[:-1], True))
     following[last] = np.concatenate(([0], last[:-1] + 1))
     return following
 

@@ -18,18 +18,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from steelsight import __version__
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.labels import CLASS_ID, FrameLabels, check_image_name, shown
 from steelsight.data.stratification import RULE, stratify
-from steelsight.data.tables import check_is_file
-from steelsight.errors import InputError, LabelError
+from steelsight.data.tables import check_is_file, unique_keys
+from steelsight.errors import InputError, LabelError, first_names
 from steelsight.masks import union_rle
 
 MAX_FILE_BYTES = 1 << 29
@@ -130,7 +131,8 @@ class Split(_Table):
     """A split, as ``split.json`` holds it; whatever does not add up is refused.
 
     Frames are sorted by name. ``data_sha256`` is over name, ``sha256`` and ``labels_sha256`` of the
-    frames: two splits of the same data share it.
+    frames: two splits of the same data share it. ``manifest_sha256`` is over everything else in the
+    file, so that no part, group, seed or note can be changed by hand without being found out.
     """
 
     version: Literal[1] = 1
@@ -149,6 +151,8 @@ class Split(_Table):
     images: Count
     """All images of the data set: frames and left out ones."""
     data_sha256: Sha256
+    manifest_sha256: Sha256
+    """Of the JSON text of all other fields: keys sorted, no blanks, ASCII."""
     notes: tuple[Line, ...] = ()
     frames: Annotated[tuple[FrameEntry, ...], Field(min_length=2)]
     left_out: tuple[LeftOut, ...] = ()
@@ -210,6 +214,14 @@ class Split(_Table):
             raise ValueError("data_sha256 does not fit the frames")
         return self
 
+    @model_validator(mode="after")
+    def _is_as_made(self) -> Self:
+        if self.manifest_sha256 != _manifest_sha256(self):
+            raise ValueError(
+                "manifest_sha256 does not fit: something in the file was changed after it was made"
+            )
+        return self
+
     @property
     def sha256(self) -> str:
         """Identity of the split: sha256 of the bytes that :func:`write_split` writes."""
@@ -234,8 +246,8 @@ class Split(_Table):
         names = [p.name for p in self.parts]
         if part not in names:
             raise InputError(
-                f"the split has no part {shown(part)}, expected one of {_listed(names)}; give one"
-                " of these"
+                f"the split has no part {shown(part)}, expected one of {first_names(names)};"
+                " give one of these"
             )
         return tuple(frame.image for frame in self.frames if frame.part == part)
 
@@ -335,17 +347,18 @@ def _data_sha256(frames: Sequence[FrameEntry]) -> str:
     return hashlib.sha256(_json(rows).encode()).hexdigest()
 
 
+def _manifest_sha256(split: Split) -> str:
+    content = split.model_dump(mode="json", exclude={"manifest_sha256"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
 def _fold_names(folds: int) -> list[str]:
     return [f"fold-{index}" for index in range(folds)]
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _number(count: int, what: str) -> str:
@@ -413,16 +426,25 @@ def load_split(path: Path) -> Split:
             " data split' wrote; check the path"
         )
     try:
-        return Split.model_validate_json(content)
+        split = Split.model_validate_json(content)
+        json.loads(content, object_pairs_hook=unique_keys)  # pydantic takes the last of two keys
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
+        said = _said(error.errors(include_url=False, include_context=False)[0])
+    except ValueError as error:
+        said = str(error)
+    else:
+        return split
+    raise InputError(f"{path}: {said}; make the split again with 'steelsight data split'")
+
+
+def _said(problem: ErrorDetails) -> str:
     place = ".".join(map(str, problem["loc"]))
     place = place if place.isprintable() and len(place) <= 80 else shown(place)
     value = problem["input"]
     said = problem["msg"].removeprefix("Value error, ")
-    if place:
-        said = f"{place}: {said}{f', got {shown(value)}' if isinstance(value, str) else ''}"
-    raise InputError(f"{path}: {said}; make the split again with 'steelsight data split'")
+    if not place:
+        return said
+    return f"{place}: {said}{f', got {shown(value)}' if isinstance(value, str) else ''}"
 
 
 # Groups ------------------------------------------------------------------------------------------
@@ -455,8 +477,13 @@ def groups_by_column(catalog: Catalog, column: str) -> ColumnGroups:
             by_cell.setdefault(cell, []).append(record.image)
         else:
             without.append(record.image)
+    if not by_cell and not columns:
+        raise InputError(
+            f"the column {shown(column)} is not there, and the labels have no other column either,"
+            " expected a table of frames with one; give it with --frame-list"
+        )
     if not by_cell:
-        there = _listed([shown(name) for name in sorted(columns)]) or "none"
+        there = first_names(map(shown, sorted(columns)))
         raise InputError(
             f"the column {shown(column)} {'is empty' if column in columns else 'is not there'},"
             f" expected one of the labels' columns with a value: {there}; give one of these"
@@ -595,7 +622,7 @@ class Leak:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{part}: {_listed([shown(image) for image in images], 3)}"
+            f"{part}: {first_names(map(shown, images), 3)}"
             for part, images in self.images_by_part.items()
         )
 
@@ -653,7 +680,7 @@ def _types(labels: FrameLabels) -> tuple[str, ...]:
 
 
 def _types_shown(types: Sequence[str]) -> str:
-    return _listed(types) or "none"
+    return first_names(types) or "none"
 
 
 def _printable(text: str) -> str:
@@ -791,24 +818,26 @@ def make_split(
         for image, labels in usable.items()
     )
     achieved = _counted(frames, shares, class_ids)
-    return Split(
-        made_by=f"steelsight {__version__}",
-        created=created,
-        source=_printable(source or catalog.label_set.source.resolve().name),
-        seed=seed,
-        rule=RULE,
-        group_source=group_source,
-        folds=folds,
-        classes=tuple(
+    content: dict[str, Any] = {
+        "made_by": f"steelsight {__version__}",
+        "created": created,
+        "source": _printable(source or catalog.label_set.source.resolve().name),
+        "seed": seed,
+        "rule": RULE,
+        "group_source": group_source,
+        "folds": folds,
+        "classes": tuple(
             SplitClass(id=c.id, name=_printable(c.name)) for c in catalog.label_set.classes
         ),
-        parts=achieved,
-        images=len(frames) + len(left_out),
-        data_sha256=_data_sha256(frames),
-        notes=(*notes, *equal_notes, *_shortfalls(frames, achieved, class_ids)),
-        frames=frames,
-        left_out=left_out,
-    )
+        "parts": achieved,
+        "images": len(frames) + len(left_out),
+        "data_sha256": _data_sha256(frames),
+        "notes": (*notes, *equal_notes, *_shortfalls(frames, achieved, class_ids)),
+        "frames": frames,
+        "left_out": left_out,
+    }
+    manifest_sha256 = _manifest_sha256(Split.model_construct(**content))
+    return Split(**content, manifest_sha256=manifest_sha256)
 
 
 def _check_arguments(
@@ -893,7 +922,7 @@ def _types_by_frame(
             if class_id not in column_of:
                 raise LabelError(
                     f"image {shown(image)}: the type is {shown(class_id)}, expected one of"
-                    f" {_listed(class_ids)}; correct the label or add the type to the classes"
+                    f" {first_names(class_ids)}; correct the label or add the type to the classes"
                 )
             types_ft[row, column_of[class_id]] = 1
     return types_ft
@@ -947,10 +976,10 @@ def _shortfalls(
         elif len(groups) < len(parts):
             notes.append(
                 f"{title} is in {_number(len(groups), 'group')} only: it"
-                f" cannot be in every {kind}, and is not in {_listed(without)}"
+                f" cannot be in every {kind}, and is not in {first_names(without)}"
             )
         elif without:
-            notes.append(f"{title} is in {len(groups)} groups, but not in {_listed(without)}")
+            notes.append(f"{title} is in {len(groups)} groups, but not in {first_names(without)}")
         elif abs(excess[worst]) > max(2, 0.05 * sum(counts)):
             notes.append(
                 f"{title} is on {counts[worst]} frames of {parts[worst].name},"

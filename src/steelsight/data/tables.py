@@ -1,14 +1,17 @@
-"""CSV tables as people and spreadsheets write them.
+"""CSV tables as people and spreadsheets write them, and what JSON files need beside ``json``.
 
 UTF-8 with or without byte order mark; cells separated by ``,``, ``;`` or tab, whichever the header
 holds most. Rows are counted as a text editor counts lines: the header is row 1.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from steelsight.data.labels import shown
 from steelsight.errors import InputError, LabelError
 
 BLANKS = " \t\r\n"
@@ -91,6 +94,21 @@ def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
             f"{path}: cannot be written ({error.strerror}), expected a file in an existing folder;"
             " check the path, its permissions and the free space"
         ) from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` for ``json.loads`` that refuses an object with the same key twice.
+
+    ``json`` keeps the last of them: a second ``annotations`` would hide the first without a word.
+
+    Raises:
+        ValueError: such an object.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key twice in an object: {shown(twice)}")
+    return found
 
 
 def csv_safe(text: str) -> str:

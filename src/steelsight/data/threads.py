@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
@@ -18,23 +19,18 @@ _FREED_BYTES = 31 << 20
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
     """Results in the order of the items; only a few of them are in memory at any time.
 
-    Threads pay because files, decoders, zlib, numpy and OpenCV let each other run. OpenCV must not
-    start threads of its own meanwhile: waiting for each other, they cost a quarter of the processor
-    time of a scan.
+    Threads pay where files and decoders let each other run for milliseconds. Label files are not
+    read and written so: with many short steps per frame, threads that wait for each other take
+    longer than one.
 
     Args:
         work: called for each item, in any thread.
         items: taken one by one.
         threads: how many; all cores by default.
     """
-    # glibc gives arrays of a frame's size back to the system as soon as they are freed, and the
-    # next frame pays for fresh pages (a tenth of a scan), until something larger was freed once.
-    bytearray(_FREED_BYTES)
     threads = threads or os.cpu_count() or 1
-    opencv_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads, "steelsight-data") as pool:
+    with frame_by_frame(), ThreadPoolExecutor(threads, "steelsight-data") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
@@ -45,4 +41,21 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int | None = N
         finally:
             for future in waiting:
                 future.cancel()
-            cv2.setNumThreads(opencv_threads)
+
+
+@contextmanager
+def frame_by_frame() -> Iterator[None]:
+    """Settings for work on frame after frame.
+
+    OpenCV starts no threads of its own: waiting for each other and for those of :func:`in_order`,
+    they cost a quarter of the processor time of a scan.
+    """
+    # glibc gives arrays of a frame's size back to the system as soon as they are freed, and the
+    # next frame pays for fresh pages (a tenth of a scan), until something larger was freed once.
+    bytearray(_FREED_BYTES)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)

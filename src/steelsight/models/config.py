@@ -15,7 +15,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Settings(BaseModel):
     """Frozen, and refuses unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Arch(StrEnum):
@@ -75,21 +77,26 @@ class Loss(Settings):
     """``pixel_weight`` x pixels + region + ``head_weight`` x (faulty + types) for each head."""
 
     pixels: Pixels = Pixels.BCE
+    """bce or focal."""
     pixel_weight: Annotated[float, Field(ge=0)] = 4.0
+    """Factor on the pixel loss; 0 switches it off."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """Of the focal pixel loss."""
     pos_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Rare types weigh (median frames / frames of the type) to this power in the pixel and head
     losses' positive part; 0 switches it off."""
     region: Region = Region.FOCAL_TVERSKY
+    """dice, tversky, focal-tversky or none."""
     false_positives: Share = 0.4
     """Weight of false positive pixels in both Tversky losses."""
     false_negatives: Share = 0.6
+    """Weight of false negative pixels in both Tversky losses."""
     tversky_gamma: Positive = 0.75
     """Power of the focal Tversky loss."""
     smooth_px: Positive = 50.0
     """Added to numerator and denominator of the region loss."""
     head_weight: Annotated[float, Field(ge=0)] = 0.25
+    """Factor on the losses of both heads."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -245,13 +245,15 @@ class _Run:
         if isinstance(told, int) and told > 0:
             return told
         looked = self.validation.get("step", np.zeros(0))
+        by_type = [
+            np.nan_to_num(column, nan=-1.0)
+            for name, column in self.validation.items()
+            if name.startswith("types.") and name.endswith(".detection")
+        ] or [np.full(len(looked), -1.0)]
         nothing = np.full(len(looked), -1.0)
-        guard, dice = (
-            np.nan_to_num(self.validation.get(name, nothing), nan=-1.0)
-            for name in ("worst_type_detection", "mean_dice")
-        )
+        worst = np.nan_to_num(self.validation.get("worst_type_detection", nothing), nan=-1.0)
         # As the run itself chose them: the first of the best ones.
-        best = max(zip(guard, dice, -looked, strict=True), default=None)
+        best = max(zip(worst, np.mean(by_type, axis=0), -looked, strict=True), default=None)
         return None if best is None else -int(best[2])
 
     def figures_at(self, step: int | None) -> Mapping[str, Any]:

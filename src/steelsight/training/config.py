@@ -63,7 +63,9 @@ class Augment(Settings):
     rotate_deg: Annotated[float, Field(ge=0, le=45)] = 2.3
     """Rotated by at most this angle."""
     flip_left_right: Share = 0.5
+    """Mirrored along the strip."""
     flip_up_down: Share = 0.5
+    """Mirrored across the strip."""
     black_out: Share = 0.05
     """Of crops with a defect: all its defects are painted black and the label flips to clean."""
     edge: Share = 0.1
@@ -107,6 +109,7 @@ class TrainConfig(Settings):
     """A training run."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    """Of the order of crops, what is done to them, dropout, and random starts."""
     steps: Count = 1400
     """Batches in all."""
     validate_every: Count = 100
@@ -123,7 +126,9 @@ class TrainConfig(Settings):
     pictures_every: Annotated[int, Field(ge=0)] = 5
     """Validations between sample pictures; 0 makes none."""
     precision: Precision = Precision.AUTO
+    """auto (bf16 where the device computes with it, else fp32), fp32 or bf16."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    """auto (a GPU if there is one), cpu or cuda."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of each process; 0: all cores, divided by the processes on this machine."""
     validate_frames: Count = 1000
@@ -158,7 +163,10 @@ def with_settings(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     values = config.model_dump(mode="json")
     for name, value in settings.items():
         if name not in names:
-            near = get_close_matches(name, names, 3, 0.4) or names[:3]
+            last = name.rpartition(".")[2]
+            same = [known for known in names if known.rpartition(".")[2] == last]
+            near = list(dict.fromkeys(same + get_close_matches(name, names, 3, 0.4)))[:3]
+            near = near or names[:3]
             raise InputError(
                 f"expected a setting such as {', '.join(near)}, got {shown(name)};"
                 " see 'steelsight train --settings' for all of them"

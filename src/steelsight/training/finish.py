@@ -2,11 +2,13 @@
 
 import hashlib
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steelsight.bundle import Bundle, Precision, class_entries
 from steelsight.data.synthetic import LARGEST_WH, SMALLEST_WH, CoilConfig, draw_frame
@@ -93,9 +95,13 @@ def make_bundle(
         InputError: scores are not finite, or files cannot be written.
     """
     counts = count_frames(data.train, data.class_ids)
-    calibration = spread(data.train, CALIBRATION_FRAMES)
+    decision = choose_decision(found, name, chosen_on)
+    # At most half: after cross-validation the frames that prove it are frames it learned from.
+    calibration = spread(data.train, min(CALIBRATION_FRAMES, max(len(data.train) // 2, 1)))
     taken = {frame.path for frame in calibration}
-    parity = spread([f for f in held_out if f.path not in taken], PARITY_FRAMES)
+    free = [frame for frame in held_out if frame.path not in taken]
+    on_edge = on_threshold(found, decision)
+    parity = spread([f for f in free if f.image not in on_edge] or free, PARITY_FRAMES)
     learned = (
         f"{counts['frames']} frames, {counts['clean']} of them clean; masks by type: "
         + ", ".join(f"{c} {n}" for c, n in counts["masked_by_type"].items())
@@ -108,7 +114,7 @@ def make_bundle(
                 weights=weights,
                 calibration=[frame.path for frame in calibration],
                 parity=[frame.path for frame in parity],
-                decision=choose_decision(found, name, chosen_on),
+                decision=decision,
                 card=model_card(
                     name,
                     learned=learned,
@@ -132,6 +138,33 @@ def make_bundle(
             Tolerances(int8_verdict_flips=max(0.03, 1 / len(parity))) if parity else None,
             progress,
         )
+
+
+def on_threshold(found: Predictions, decision: str) -> frozenset[str]:
+    """Images of which a score is that of a threshold, but for rounding.
+
+    A threshold lies just above a clean frame's score. On that frame rounding decides the verdict:
+    that two forms of a network differ there proves nothing.
+
+    Args:
+        found: what the thresholds were chosen from.
+        decision: the TOML text of the decision.
+    """
+    rules = tomllib.loads(decision)
+    gate = rules["gate"]
+    near_n = np.zeros(len(found), bool)
+    for threshold in (gate["clear_below"], gate["ng_from"]):
+        near_n |= _same_logit(found.faulty_probability, threshold)
+    for k, class_id in enumerate(found.class_ids):
+        near_n |= _same_logit(found.type_scores_nk[:, k], rules["types"][class_id]["label_from"])
+    return frozenset(found.images[n] for n in np.flatnonzero(near_n))
+
+
+def _same_logit(scores: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+    inside = np.clip(np.append(scores, threshold), 1e-30, 1 - 1e-12)
+    logits = np.log(inside) - np.log1p(-inside)
+    same: NDArray[np.bool_] = np.isclose(logits[:-1], logits[-1], rtol=1e-5, atol=1e-5)
+    return same
 
 
 def spread(frames: Sequence[TrainingFrame], most: int) -> list[TrainingFrame]:

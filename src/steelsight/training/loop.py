@@ -232,7 +232,7 @@ class Learner:
             The losses over all processes, and the norm of the gradient before clipping.
 
         Raises:
-            FloatingPointError: a loss or gradient is NaN or infinite; nothing was changed.
+            FloatingPointError: a loss or gradient is NaN or infinite; no weight was changed.
         """
         config = self.config
         # Of dropout. The state of every generator is a function of the step.
@@ -310,6 +310,7 @@ def train(
     start_sha256: str | None = None,
     fold: int = 0,
     show: Callable[[Moment], None] = lambda _moment: None,
+    tell: Callable[[str], None] = lambda _line: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Trains one network; goes on from the folder's last checkpoint if there is one.
@@ -324,6 +325,7 @@ def train(
         start_sha256: what the start's file must be.
         fold: noted in the predictions.
         show: called after each step and now and then while measuring.
+        tell: called with one line for people: what to know about the start.
         stop: asked after each step; if true, a checkpoint is written and the run ends unfinished.
 
     Raises:
@@ -331,7 +333,7 @@ def train(
     """
     with _repeatable(fabric.device.type), _clear_memory_errors(config):
         run = _Run(config, data, path, folder, fabric, fold, show)
-        return run.go(start, start_sha256, stop)
+        return run.go(start, start_sha256, tell, stop)
 
 
 class _Run:
@@ -358,7 +360,13 @@ class _Run:
         self.checkpointed: set[str] = set()
         self.moments: deque[float] = deque(maxlen=_TIMED_STEPS)
 
-    def go(self, start: str, start_sha256: str | None, stop: Callable[[], bool]) -> Outcome:
+    def go(
+        self,
+        start: str,
+        start_sha256: str | None,
+        tell: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> Outcome:
         config = self.config
         learner = Learner(
             config,
@@ -368,6 +376,8 @@ class _Run:
             self.fabric,
             positive_weights(self.data, config.loss.pos_weight),
         )
+        for note in learner.start.notes:
+            tell(note)
         self._resume(learner)
         stopped = False
         with BatchLoader(
@@ -592,15 +602,13 @@ def some_of(frames: Sequence[TrainingFrame], most: int) -> list[int]:
 
 
 def score_of(measured: Summary) -> tuple[float, float]:
-    """What decides which weights are best: the worst type's detection, then the mean Dice.
+    """What decides which weights are best: the worst type's detection, then the mean detection.
 
-    Without clean frames nothing can be detected among them: the worst type's Dice takes its place.
+    Without clean frames nothing can be detected among them: Dice takes its place.
     """
-    dice = [t.best_dice for t in measured.types if t.best_dice is not None]
-    detection = measured.worst_type_detection
-    if detection is None:
-        detection = min(dice, default=0.0)
-    return detection, sum(dice) / len(dice) if dice else 0.0
+    found = [t.detection for t in measured.types if t.detection is not None]
+    found = found or [t.best_dice for t in measured.types if t.best_dice is not None]
+    return min(found, default=0.0), sum(found) / max(len(found), 1)
 
 
 def positive_weights(data: TrainingData, power: float) -> Tensor | None:

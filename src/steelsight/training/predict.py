@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steelsight.data.threads import in_order
 from steelsight.decisions import mask_peaks
-from steelsight.evaluation.predictions import Predictions, mask_counts
+from steelsight.evaluation.predictions import BINS, Predictions, mask_counts
 from steelsight.imaging import Stitcher, pad_to_multiple, tile_plan
 from steelsight.models.res_unet import DefectNetwork, upsample_logits
 from steelsight.models.resnet import GREY_MEAN, GREY_STD
@@ -143,8 +143,19 @@ def predict(
     frames = [source.frames[index] for index in indices]
     present_nk = np.array([[c in f.class_ids for c in class_ids] for f in frames], bool)
     masked_nk = np.array([[c in f.rle_by_class for c in class_ids] for f in frames], bool)
-    shape_nk = (len(frames), len(class_ids))
-    faulty_n, heads_n2k, peaks_nk, inside_nkb, outside_nkb = map(np.stack, zip(*rows, strict=True))
+    n, k = shape_nk = (len(frames), len(class_ids))
+    faulty_n, heads_n2k, peaks_nk, inside_nkb, outside_nkb = (
+        np.array([row[column] for row in rows], dtype).reshape(n, *shape)
+        for column, (dtype, shape) in enumerate(
+            (
+                (np.float32, ()),
+                (np.float32, (2, 1 + k)),
+                (np.float32, (k,)),
+                (np.int64, (k, BINS)),
+                (np.int64, (k, BINS)),
+            )
+        )
+    )
     return Predictions(
         images=tuple(frame.image for frame in frames),
         class_ids=class_ids,
@@ -152,9 +163,9 @@ def predict(
         faulty=np.array([bool(frame.class_ids) for frame in frames], bool),
         present_nk=present_nk.reshape(shape_nk),
         masked_nk=masked_nk.reshape(shape_nk),
-        faulty_logits=faulty_n.astype(np.float32),
-        head_logits_n2k=heads_n2k.astype(np.float32),
-        peaks_nk=peaks_nk.astype(np.float32),
+        faulty_logits=faulty_n,
+        head_logits_n2k=heads_n2k,
+        peaks_nk=peaks_nk,
         inside_nkb=inside_nkb,
         outside_nkb=outside_nkb,
     )

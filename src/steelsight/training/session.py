@@ -5,7 +5,6 @@ every network said about frames it had not seen (out of fold), and then trains o
 thresholds of the bundle come from the out-of-fold predictions.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from steelsight.data.splits import Split, load_split, make_split, write_split
 from steelsight.errors import GateError, InputError, first_names
 from steelsight.evaluation.metrics import Summary, summary
 from steelsight.evaluation.predictions import Predictions
+from steelsight.models.res_unet import build_network
 from steelsight.report.train_page import write_cross_validation_page, write_train_page
 from steelsight.training.config import TrainConfig, with_settings
 from steelsight.training.finish import make_bundle, measure
@@ -29,6 +29,7 @@ from steelsight.training.loop import Moment, Outcome, device_of, start_fabric, t
 from steelsight.training.plan import Fingerprint, Plan, Profile, make_plan, take_fingerprint
 from steelsight.training.prepare import TrainingData, prepare
 from steelsight.training.run_folder import BEST, CONFIG, SUMMARY, RunFolder, RunInputs, read_config
+from steelsight.training.starts import load_start
 
 SPLIT, PREDICTIONS, JSON_LINES = "split.json", "predictions.npz", "predictions.jsonl"
 BUNDLE, FINAL = "bundle", "final"
@@ -72,13 +73,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that is decided before the first step."""
+    """All that is decided before the first step.
+
+    ``start_sha256``: of the file with the start's weights; ``None`` for random ones.
+    """
 
     request: Request
     split: Split
     fingerprint: Fingerprint
     plan: Plan
     parts: tuple[Part, ...]
+    start_sha256: str | None
 
     def lines(self) -> list[str]:
         """For people: data, plan, reasons."""
@@ -179,8 +184,8 @@ def prepare_session(
         further: more data sets by name, only learned from.
 
     Raises:
-        InputError: see ``prepare``, ``make_plan`` and ``with_settings``; or split, fold and folds
-            do not fit each other.
+        InputError: see ``prepare``, ``make_plan``, ``with_settings`` and ``load_start``; or split,
+            fold and folds do not fit each other.
     """
     split = _split(request, catalog, duplicates)
     parts = []
@@ -197,7 +202,11 @@ def prepare_session(
             data = prepare(catalog, split, everything, (), further, measured=False)
             parts.append(Part(request.out / FINAL, data, -1))
     config, plan, fingerprint = _planned(request, parts[0])
-    return Prepared(request, split, fingerprint, replace(plan, config=config), tuple(parts))
+    # A start that does not fit is to be told before there is a folder of the run.
+    network = build_network(len(parts[0].data.classes), config.network)
+    start = load_start(network, request.start, request.start_sha256)
+    plan = replace(plan, config=config)
+    return Prepared(request, split, fingerprint, plan, tuple(parts), start.sha256)
 
 
 def _split(request: Request, catalog: Catalog, duplicates: Duplicates) -> Split:
@@ -268,6 +277,7 @@ def run_session(
     prepared: Prepared,
     *,
     show: Callable[[str, Moment], None] = lambda _name, _moment: None,
+    tell: Callable[[str], None] = lambda _line: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Done | None:
     """Trains, measures and makes the bundle.
@@ -275,6 +285,7 @@ def run_session(
     Args:
         prepared: what was decided.
         show: called with the name of the part and where it is.
+        tell: called with one line for people, such as a note on the start.
         stop: asked after each step; if true, the session can be resumed.
 
     Returns:
@@ -290,7 +301,7 @@ def run_session(
         _make_root(request, prepared.split)
     outcomes: list[Outcome] = []
     for part in prepared.parts:
-        outcome = _run_part(prepared, part, fabric, show, stop)
+        outcome = _run_part(prepared, part, fabric, show, tell, stop)
         if not outcome.finished:
             return None
         outcomes.append(outcome)
@@ -317,12 +328,16 @@ def _run_part(
     part: Part,
     fabric: Fabric,
     show: Callable[[str, Moment], None],
+    tell: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Outcome:
     request, config = prepared.request, prepared.plan.config
     saved = part.path / PREDICTIONS
+    inputs = RunInputs(request.command, part.data.to_json(), request.start, prepared.start_sha256)
     if request.resume and saved.exists():
-        # This fold is done.
+        # This fold is done; what it was made with must still be what is asked for.
+        if fabric.is_global_zero:
+            RunFolder.open_for_resume(part.path, inputs, config).close()
         return Outcome(True, config.steps, 0, Predictions.load(saved))
 
     def told(moment: Moment) -> None:
@@ -339,20 +354,20 @@ def _run_part(
             start_sha256=request.start_sha256,
             fold=max(part.fold, 0),
             show=told,
+            tell=tell if fabric.is_global_zero else lambda _line: None,
             stop=stop,
         )
 
     if not fabric.is_global_zero:
         return go(None)
-    inputs = RunInputs(
-        request.command, part.data.to_json(), request.start, _start_sha256(request.start)
-    )
     begun = request.resume and part.path.exists() and any(part.path.iterdir())
     with (
         RunFolder.open_for_resume(part.path, inputs, config)
         if begun
         else RunFolder.create(part.path, config, inputs)
     ) as folder:
+        for note in folder.notes:
+            tell(note)
         if request.folds is None and not (part.path / SPLIT).exists():
             write_split(prepared.split, part.path / SPLIT)
         outcome = go(folder)
@@ -364,14 +379,6 @@ def _run_part(
     if outcome.finished:
         write_train_page(part.path)
     return outcome
-
-
-def _start_sha256(start: str) -> str | None:
-    path = Path(start)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return None
 
 
 # After -------------------------------------------------------------------------------------------

@@ -404,6 +404,8 @@ def test_no_change_of_a_byte_causes_anything_but_a_label_error(
 
 def test_files_that_cannot_be_opened(folder: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read \(No such file"):
+        CVAT.read(folder / "missing.xml", ReadOptions(), None)
+    with pytest.raises(InputError, match=r"expected annotations\.xml or one other .* found none"):
         CVAT.read(folder, ReadOptions(), None)
     assert CVAT.write is not None
     with pytest.raises(InputError, match="cannot be written"):
@@ -419,6 +421,21 @@ def test_recognised_by_its_root(folder: Path) -> None:
     assert CVAT.recognise(folder / LABELS)
     assert CVAT.recognise(folder / "missing.xml") is None
     assert CVAT.recognise(Path("\0.xml")) is None
+
+
+def test_a_file_of_another_name_is_found_in_its_folder(folder: Path) -> None:
+    expected = read(folder, IMAGE + MASK + "</image>").frames
+    (folder / LABELS).rename(folder / "train.xml")  # as Datumaro calls it
+    (folder / "label_config.xml").write_text("<View></View>")
+    assert CVAT.recognise(folder) == "train.xml begins with <annotations>"
+    assert CVAT.read(folder, ReadOptions(), None).frames == expected
+    (folder / "test.xml").write_text("<annotations/>")
+    assert CVAT.recognise(folder) is None
+    with pytest.raises(InputError, match=r"found test\.xml, train\.xml; give the file"):
+        CVAT.read(folder, ReadOptions(), None)
+    read(folder, "")  # annotations.xml comes before both
+    assert CVAT.recognise(folder) == "annotations.xml begins with <annotations>"
+    assert CVAT.read(folder, ReadOptions(), None).frames == {}
 
 
 # Both ways ---------------------------------------------------------------------------------------

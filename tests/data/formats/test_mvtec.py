@@ -275,7 +275,7 @@ def test_what_was_read_keeps_its_names(root: Path, tmp_path: Path) -> None:
 
 def test_writing_needs_the_images(tmp_path: Path) -> None:
     labels = label_set_of(tmp_path / "in", {"a.png": {}})
-    with pytest.raises(InputError, match="--images copy or --images link"):
+    with pytest.raises(InputError, match="--place copy or --place link"):
         write(labels, tmp_path / "out", Placement.LEAVE)
     gone = LabelSet("t", labels.source, labels.classes, labels.frames, {})
     with pytest.raises(InputError, match=r"1 images are not there, such as 'a\.png'"):

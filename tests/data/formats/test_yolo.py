@@ -445,8 +445,8 @@ def test_the_files_as_written(tmp_path: Path) -> None:
         "train: images\nval: images\nnames:\n  0: x\n  1: 'no'\n"
     )
     assert (tmp_path / "labels/b.txt").read_text() == (
-        "0 0.500000 0.000000 0.500000 0.500000 1.000000 0.500000 1.000000 0.000000\n"
-        "1 0.000000 0.000000 0.000000 0.500000 0.500000 0.500000 0.500000 0.000000\n"
+        "0 0.525000 0.050000 0.525000 0.450000 0.975000 0.450000 0.975000 0.050000\n"
+        "1 0.025000 0.050000 0.025000 0.450000 0.475000 0.450000 0.475000 0.050000\n"
     )
     assert (tmp_path / "labels/sub/a.txt").read_text() == ""
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"] == {0: "x", 1: "no"}
@@ -525,7 +525,7 @@ def any_frames(draw: st.DrawFn) -> list[FrameLabels]:
 
 
 def ultralytics_like(text: str, size_wh: tuple[int, int]) -> dict[int, Mask]:
-    """As Ultralytics draws the rows: corners rounded to pixels, filled with their outline."""
+    """As Ultralytics draws the rows: corners cut down to pixels, filled with their outline."""
     masks: dict[int, NDArray[np.uint8]] = {}
     for line in text.splitlines():
         number, *shares = line.split()

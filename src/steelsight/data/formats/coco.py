@@ -45,8 +45,9 @@ from steelsight.data.labels import (
     shown,
     split_of,
 )
-from steelsight.data.polygons import Points, outlines_of_rle, rasterise_rle
-from steelsight.errors import DecodeError, InputError, LabelError
+from steelsight.data.polygons import Points, inset_outlines_of_rle, merged, rasterise_coco
+from steelsight.data.tables import unique_keys
+from steelsight.errors import DecodeError, InputError, LabelError, first_names
 from steelsight.imaging import read_size_wh
 from steelsight.masks import (
     MAX_MASK_PX,
@@ -85,6 +86,7 @@ class _Entry:
     split: str | None
     attributes: dict[str, str]
     rles: dict[str, list[str]] = field(default_factory=dict)
+    drawn: dict[str, list[Any]] = field(default_factory=dict)
     first_without_px: dict[str, str] = field(default_factory=dict)
 
 
@@ -251,7 +253,7 @@ def _document(path: Path) -> Json:
                 " several files"
             )
         text = path.read_bytes().decode("utf-8-sig")
-        document = json.loads(text, parse_constant=not_json)
+        document = json.loads(text, parse_constant=not_json, object_pairs_hook=unique_keys)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}), expected a COCO file; check the path and"
@@ -448,27 +450,30 @@ def _add_annotation(
         if category_id not in classes:
             raise LabelError(
                 f"{where}: the category_id is {_said(category_id)}, expected one of"
-                f" {shown(', '.join(map(str, classes)))[1:-1]}; list the category or correct it"
+                f" {first_names(map(str, classes))}; list the category or correct it"
             )
         class_id = classes[category_id].id
-        rle = _rle(annotation, entry.size_wh, f"{where}, type {class_id!r}")
+        rle, drawn = _mask(annotation, entry.size_wh, f"{where}, type {class_id!r}")
     except LabelError as error:
         reading.refuse(error, image)
         return
     reading.crowds += annotation.get("iscrowd") == 1
     if rle:
         entry.rles.setdefault(class_id, []).append(rle)
+    elif drawn and coco_mask.area(drawn):
+        entry.drawn.setdefault(class_id, []).append(drawn)
     else:
         reading.without_px += 1
         entry.first_without_px.setdefault(class_id, f"{where}, type {class_id!r}")
 
 
-def _rle(annotation: Json, size_wh: tuple[int, int], where: str) -> str:
+def _mask(annotation: Json, size_wh: tuple[int, int], where: str) -> tuple[str, Any]:
+    """Kaggle RLE, or of polygons what pycocotools makes of them: they are united before."""
     match annotation.get("segmentation"):
         case dict() as rle:
-            return kaggle_from_coco(rle, size_wh, where=where)
+            return kaggle_from_coco(rle, size_wh, where=where), None
         case [_, *_] as polygons:
-            return rasterise_rle(list(_polygons(polygons, where)), size_wh, where=where)
+            return "", rasterise_coco(list(_polygons(polygons, where)), size_wh, where=where)
         case None | []:
             raise LabelError(
                 f"{where}: it has no segmentation, expected polygons or RLE, because a box says"
@@ -511,13 +516,13 @@ def _polygons(polygons: list[Any], where: str) -> Iterator[Points]:
 def _frames(reading: _Reading, classes: Mapping[str, LabelClass]) -> dict[str, FrameLabels]:
     for entry in reading.entries.values():
         for class_id, where in entry.first_without_px.items():
-            if class_id not in entry.rles:
+            if class_id not in entry.rles and class_id not in entry.drawn:
                 problem = f"{where}: covers no pixel, so the defect would be lost; draw it larger"
                 reading.refuse(LabelError(f"{problem} or remove it"), entry.image)
     return {
         image: FrameLabels(
             image,
-            {c.id: _united(entry.rles[c.id]) for c in classes.values() if c.id in entry.rles},
+            {c.id: rle for c in classes.values() if (rle := _united(entry, c.id))},
             entry.size_wh,
             split=entry.split,
             attributes=entry.attributes,
@@ -527,7 +532,11 @@ def _frames(reading: _Reading, classes: Mapping[str, LabelClass]) -> dict[str, F
     }
 
 
-def _united(rles: list[str]) -> str:
+def _united(entry: _Entry, class_id: str) -> str:
+    """Kaggle RLE of all masks of a type; nothing for none."""
+    rles = entry.rles.get(class_id, [])
+    if class_id in entry.drawn:
+        rles = [*rles, kaggle_from_coco(merged(entry.drawn[class_id]), entry.size_wh)]
     return rles[0] if len(rles) == 1 else union_rle(rles)
 
 
@@ -578,8 +587,9 @@ def _said(value: object) -> str:
 def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
     """Writes ``annotations.json`` with one RLE (counts as text) for each frame and type.
 
-    ``iscrowd`` is 0 although COCO itself keeps RLE for crowds: evaluation and training leave
-    crowds out, and pycocotools, Detectron2 and MMDetection read RLE of both kinds.
+    ``iscrowd`` is 0 although COCO itself keeps RLE for crowds: training leaves crowds out, and
+    evaluation ignores them. pycocotools reads RLE of both kinds; MMDetection does with
+    ``poly2mask=True`` (its default), Detectron2 with ``INPUT.MASK_FORMAT = "bitmask"`` only.
     """
     return _write(label_set, folder, placement, _rle_parts)
 
@@ -587,8 +597,9 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
 def write_polygons(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
     """Writes ``annotations.json`` with one polygon for each connected region (8 neighbours).
 
-    The polygons run along the pixels' edges (:func:`steelsight.data.polygons.outlines_of_rle`), so
-    pycocotools rasterises them to exactly the mask.
+    The polygons run a fifth of a pixel inside the pixels' edges
+    (:func:`steelsight.data.polygons.inset_outlines_of_rle`), so pycocotools rasterises them to
+    exactly the mask. Areas and boxes are those of the mask.
     """
     return _write(label_set, folder, placement, _polygon_parts)
 
@@ -616,14 +627,14 @@ def _rle_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
 
 def _polygon_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
     parts = []
-    for polygon_xy in outlines_of_rle(rle, size_wh):
-        x, y = polygon_xy.astype(np.int64).T
+    for polygon_xy in inset_outlines_of_rle(rle, size_wh):
+        x, y = np.rint(polygon_xy).astype(np.int64).T
         # The shoelace formula; holes run the other way round, so they count negative.
         doubled_px = x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]
         left, top, right, bottom = (int(v) for v in (x.min(), y.min(), x.max(), y.max()))
         parts.append(
             {
-                "segmentation": [np.stack((x, y), axis=1).ravel().tolist()],
+                "segmentation": [polygon_xy.ravel().tolist()],
                 "area": abs(int(doubled_px)) // 2,
                 "bbox": [left, top, right - left, bottom - top],
             }

@@ -56,10 +56,11 @@ from steelsight.data.labels import (
     split_of,
     write_file,
 )
-from steelsight.data.polygons import rasterise
+from steelsight.data.polygons import rasterise_rle
 from steelsight.data.tables import csv_safe
-from steelsight.errors import InputError, LabelError
-from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle
+from steelsight.data.threads import frame_by_frame
+from steelsight.errors import InputError, LabelError, first_names
+from steelsight.masks import MAX_MASK_PX, decode_columns, encode_rle, union_rle
 
 LABELS = "annotations.xml"
 
@@ -84,20 +85,37 @@ MaskHW = NDArray[np.bool_]
 
 
 def recognise(path: Path) -> str | None:
-    """An XML file whose root is ``annotations``, or a folder with such an ``annotations.xml``."""
+    """An XML file whose root is ``annotations``, or a folder with ``annotations.xml`` or one such.
+
+    Datumaro calls the file after the part of the split: ``train.xml``.
+    """
     try:
-        file = path / LABELS if path.is_dir() else path
-        if file.suffix.lower() != ".xml" or not file.is_file():
-            return None
-        with file.open("rb") as opened:
-            is_cvat = re.search(rb"<annotations[\s>]", opened.read(4096))
+        files = _label_files(path)
     except (OSError, ValueError):
         return None
-    return f"{file.name} begins with <annotations>" if is_cvat else None
+    return f"{files[0].name} begins with <annotations>" if len(files) == 1 else None
+
+
+def _label_files(path: Path) -> list[Path]:
+    """The XML files that may be meant; in a folder ``annotations.xml`` comes before all others."""
+    if not path.is_dir():
+        files = [path]
+    elif (path / LABELS).is_file():
+        files = [path / LABELS]
+    else:
+        files = sorted(path.iterdir())
+    return [file for file in files if _begins_like_cvat(file)]
+
+
+def _begins_like_cvat(path: Path) -> bool:
+    if path.suffix.lower() != ".xml" or not path.is_file():
+        return False
+    with path.open("rb") as opened:
+        return bool(re.search(rb"<annotations[\s/>]", opened.read(4096)))
 
 
 def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = None) -> LabelSet:
-    """Reads an XML export, or the folder that holds ``annotations.xml``.
+    """Reads an XML export, or the folder that holds ``annotations.xml`` or one other export.
 
     Args:
         path: XML file or folder.
@@ -107,9 +125,9 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
     Raises:
         LabelError: an image or object that breaks the format (see ``errors``), or a file that is
             no such XML, which cannot be gone past.
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or the folder holds several.
     """
-    xml_path = path / LABELS if path.is_dir() else path
+    xml_path = _xml_path(path)
     paths = images_beside(xml_path.parent, options, errors)
     reader = _Reader(xml_path, options, errors, paths)
     parse_xml(xml_path, reader.start, reader.end, reader.text)
@@ -127,6 +145,31 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
         orphans=reader.orphans,
         notes=tuple(reader.notes()),
     )
+
+
+def _xml_path(path: Path) -> Path:
+    """The file that is meant.
+
+    Raises:
+        InputError: a folder with none or several, or that cannot be read.
+    """
+    if not path.is_dir():
+        return path
+    if (path / LABELS).exists():
+        return path / LABELS
+    try:
+        files = _label_files(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}), expected {LABELS} in it; check its"
+            " permissions"
+        ) from error
+    if len(files) != 1:
+        raise InputError(
+            f"{path}: expected {LABELS} or one other XML file that begins with <annotations>, found"
+            f" {first_names(file.name for file in files) or 'none'}; give the file that is meant"
+        )
+    return files[0]
 
 
 def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
@@ -158,8 +201,9 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
         "    </task>",
         "  </meta>",
     ]
-    for number, (frame, size_wh) in enumerate(frames):
-        lines += _image_lines(number, frame, size_wh, names)
+    with frame_by_frame():
+        for number, (frame, size_wh) in enumerate(frames):
+            lines += _image_lines(number, frame, size_wh, names)
     lines.append("</annotations>\n")
     write_file(folder / LABELS, "\n".join(lines).encode())
     listed = [f for f, _ in frames if f.attributes and csv_safe(f.image) == f.image]
@@ -434,7 +478,7 @@ class _Reader:
         if self._classes_are_known:
             raise LabelError(
                 f"{where}: the label is {shown(name)}, expected one of"
-                f" {', '.join(map(shown, self.classes))}; correct it, or add it to the <labels>"
+                f" {first_names(map(shown, self.classes))}; correct it, or add it to the <labels>"
             )
         # A file without <labels>: types in the order in which they come.
         if len(self.classes) >= MAX_TYPES:
@@ -532,16 +576,22 @@ def _points(text: str, where: str) -> NDArray[np.float64]:
 def _union_rle(image: _Image, class_id: str) -> str:
     """Kaggle RLE of all objects of one type."""
     polygons_xy = image.polygons_xy.get(class_id, [])
+    boxes = image.boxes.get(class_id, [])
+    drawn = ""
     if polygons_xy:
         where = f"{image.where}, type {class_id!r}"
-        mask_hw = rasterise(polygons_xy, image.size_wh, where=where)
-    else:
-        mask_hw = np.zeros(image.size_wh[::-1], np.bool_)
-    for box in image.boxes.get(class_id, []):
+        drawn = rasterise_rle(polygons_xy, image.size_wh, where=where)
+    if not boxes:
+        return drawn
+    left, right = min(box.left for box in boxes), max(box.left + box.width for box in boxes)
+    columns_hw = np.zeros((image.size_wh[1], right - left), np.bool_)
+    for box in boxes:
         inside = np.repeat(np.arange(len(box.runs)) % 2 == 1, box.runs)
         inside_hw = inside.reshape(box.height, box.width)
-        mask_hw[box.top : box.top + box.height, box.left : box.left + box.width] |= inside_hw
-    return encode_rle(mask_hw)
+        x, y = box.left - left, box.top
+        columns_hw[y : y + box.height, x : x + box.width] |= inside_hw
+    rle = encode_rle(columns_hw, left=left)
+    return union_rle([rle, drawn]) if drawn else rle
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -557,8 +607,9 @@ def _image_lines(
     lines = [f"  {head}>"]
     for class_id, rle in frame.rle_by_class.items():
         label = quoteattr(names[class_id])
-        mask_hw = decode_rle(rle, size_wh, where=f"image {shown(frame.image)}")
-        for runs, (left, top, width, height) in _regions(mask_hw):
+        first, columns_hw = decode_columns(rle, size_wh, where=f"image {shown(frame.image)}")
+        for runs, (left, top, width, height) in _regions(columns_hw):
+            left += first
             lines.append(
                 f'    <mask label={label} source="file" occluded="0" rle="{runs}" left="{left}"'
                 f' top="{top}" width="{width}" height="{height}" z_order="0"></mask>'
@@ -569,9 +620,9 @@ def _image_lines(
 
 def _regions(mask_hw: MaskHW) -> list[tuple[str, tuple[int, int, int, int]]]:
     """Run lengths and box (left, top, width, height) of each connected region (8 neighbours)."""
-    left, top, width, height = cv2.boundingRect(mask_hw.view(np.uint8))
-    if not width:
+    if not mask_hw.size:
         return []
+    left, top, width, height = cv2.boundingRect(mask_hw.view(np.uint8))
     # A background pixel at both ends of every row keeps runs from going on in the next one.
     crop_hw = np.zeros((height, width + 2), np.uint8)
     crop_hw[:, 1:-1] = mask_hw[top : top + height, left : left + width]
@@ -591,9 +642,9 @@ def _regions(mask_hw: MaskHW) -> list[tuple[str, tuple[int, int, int, int]]]:
     begin = (y - box_top[region]) * box_width[region] + x - box_left[region]
     end = begin + length
     # Runs as wide as their box go on in the next row.
-    opens = np.ones(len(begin), np.bool_)
-    opens[1:] = (begin[1:] != end[:-1]) | (region[1:] != region[:-1])
-    begin, end, region = begin[opens], end[np.roll(opens, -1)], region[opens]
+    gaps = np.ones(len(begin) + 1, np.bool_)
+    gaps[1:-1] = (begin[1:] != end[:-1]) | (region[1:] != region[:-1])
+    begin, end, region = begin[gaps[:-1]], end[gaps[1:]], region[gaps[:-1]]
     first = np.searchsorted(region, np.arange(count))
     gap = begin - np.append(0, end[:-1])
     gap[first[:-1]] = begin[first[:-1]]

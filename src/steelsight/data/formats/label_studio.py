@@ -67,10 +67,11 @@ from steelsight.data.labels import (
     split_of,
     write_file,
 )
-from steelsight.data.polygons import rasterise
-from steelsight.errors import InputError, LabelError
+from steelsight.data.polygons import rasterise_rle
+from steelsight.data.tables import unique_keys
+from steelsight.errors import InputError, LabelError, first_names
 from steelsight.imaging import IMAGE_SUFFIXES
-from steelsight.masks import MAX_MASK_PX, decode_rle, encode_rle
+from steelsight.masks import MAX_MASK_PX, kaggle_from_rows, row_runs, union_rle
 
 LABELS = "label_studio.json"
 LABEL_STUDIO_CONFIG = "label_config.xml"
@@ -88,20 +89,21 @@ _CHUNK_BYTES = 1 << 16
 _LENGTH_BITS = np.array([3, 4, 8, 16])
 """The four length sizes that Label Studio and its SDK write."""
 
+_BYTE_TEXTS = [str(byte) for byte in range(256)]
+
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c")
 
 Json = dict[str, Any]
 Ints = NDArray[np.int64]
-MaskHW = NDArray[np.bool_]
 
 
 # Run lengths -------------------------------------------------------------------------------------
 
 
-def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> MaskHW:
-    """Turns ``value.rle`` of a brush result into a mask.
+def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> tuple[Ints, Ints]:
+    """Turns ``value.rle`` of a brush result into runs of the pixels whose alpha is above 0.
 
-    The picture of four bytes a pixel is never built: memory goes with the mask and the text.
+    The picture of four bytes a pixel is never built: memory goes with the text.
 
     Args:
         rle: parsed JSON, a list of bytes.
@@ -109,7 +111,8 @@ def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> M
         where: put in front of an error message.
 
     Returns:
-        Mask of ``height`` rows and ``width`` columns: where alpha is above 0.
+        Starts and ends of the runs in ascending order, which may touch: 0-based pixel indices
+        left to right, then top to bottom; ends exclusive.
 
     Raises:
         LabelError: not a list of bytes, another length or word size than a picture of this size
@@ -154,8 +157,10 @@ def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> M
     literal_word = 4 * (first_px[block] + nth) + 3 - first_word[block]
     bit = value_bit[block] + np.where(is_run[block], 0, _WORD_BITS * literal_word)
     alpha = _windows(data, bit) >> (32 - _WORD_BITS)
-    lengths = np.where(is_run, pixel_count, 1)[block]
-    return np.repeat(alpha > 0, lengths).reshape(height, width)
+    start = first_px[block] + nth
+    end = start + np.where(is_run, pixel_count, 1)[block]
+    seen = (alpha > 0) & (start < end)
+    return start[seen], end[seen]
 
 
 def _windows(data: bytes, bit: Ints) -> Ints:
@@ -229,21 +234,25 @@ def _check_end(data: bytes, end_bit: Ints, end_word: Ints, word_count: int, wher
     return last + 1
 
 
-def encode_brush(mask_hw: MaskHW) -> list[int]:
-    """Writes a mask as ``value.rle``: white with full alpha on transparent black.
+def encode_brush(starts: Ints, ends: Ints, size_wh: tuple[int, int]) -> list[int]:
+    """Writes runs as ``value.rle``: white with full alpha on transparent black.
 
     Byte for byte what ``mask2rle`` of the SDK writes for a mask of 0 and 255.
 
     Args:
-        mask_hw: bool, rows x columns, at least one pixel.
+        starts: as :func:`decode_brush` returns them.
+        ends: likewise; runs do not touch.
+        size_wh: width and height of the image in pixels.
 
     Returns:
         Bytes as a list of whole numbers.
     """
-    flat = mask_hw.ravel()
-    bounds = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [len(flat)]))
-    run_words = 4 * np.diff(bounds)
-    value = np.where(np.arange(len(run_words)) % 2 == flat[0], 0, 255)
+    pixel_count = size_wh[0] * size_wh[1]
+    edges = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [pixel_count]))
+    run_words = 4 * np.diff(edges)
+    value = np.zeros(len(run_words), np.int64)
+    value[1::2] = 255
+    run_words, value = run_words[run_words > 0], value[run_words > 0]
     # Longer runs become several blocks: all full but the last one.
     largest = 1 << _LENGTH_BITS[-1]
     block_count = -(-run_words // largest)
@@ -253,7 +262,7 @@ def encode_brush(mask_hw: MaskHW) -> list[int]:
     size = np.searchsorted(1 << _LENGTH_BITS[:3], np.repeat(run_words, block_count))
     bits = 3 + _LENGTH_BITS[size] + _WORD_BITS
     code = (4 | size) << (bits - 3) | (words - 1) << _WORD_BITS | np.repeat(value, block_count)
-    header = (4 * len(flat), (_WORD_BITS - 1) << 16 | 0x237F)
+    header = (4 * pixel_count, (_WORD_BITS - 1) << 16 | 0x237F)
     return _packed(np.append(header, code), np.append((32, _HEADER_BITS - 32), bits))
 
 
@@ -392,11 +401,10 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
             that cannot be written.
     """
     names = names_to_write(label_set)
-    tasks = [
-        _task(number, frame, size_wh, names)
+    lines = ",\n".join(
+        _task_line(number, frame, size_wh, names)
         for number, (frame, size_wh) in enumerate(frames_to_write(label_set), 1)
-    ]
-    lines = ",\n".join(json.dumps(task, separators=(",", ":")) for task in tasks)
+    )
     write_file(folder / LABELS, f"[\n{lines}\n]\n".encode())
     write_file(folder / LABEL_STUDIO_CONFIG, _config(names).encode())
     place_images(label_set, folder / IMAGE_FOLDER, placement)
@@ -605,7 +613,7 @@ class _Reader:
         if self._classes_are_known or len(self.classes) >= MAX_TYPES:
             raise LabelError(
                 f"{at}: the label is {shown(name)}, expected one of"
-                f" {', '.join(map(shown, self.classes))}; correct it, or add it to the types"
+                f" {first_names(map(shown, self.classes))}; correct it, or add it to the types"
             )
         self.classes[name] = further_class(self.classes, name, at)
         return self.classes[name].id
@@ -656,7 +664,7 @@ def _tasks(path: Path) -> list[object]:
                 f"{path}: larger than {_MAX_FILE_BYTES >> 20} MB, expected less; export the tasks"
                 " in parts"
             )
-        tasks = json.loads(path.read_bytes(), object_pairs_hook=_object)
+        tasks = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}), expected a JSON file; check the path"
@@ -678,13 +686,6 @@ def _task_name(task: object, number: int) -> str:
     """How a task is called in messages: by its id, which Label Studio shows, or its place."""
     task_id = task.get("id") if isinstance(task, dict) else None
     return f"task {task_id}" if type(task_id) is int and task_id < 10**12 else f"task no. {number}"
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Json:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # a second "annotations" would hide the first
-        raise ValueError(f"an object has a key twice among {shown(', '.join(k for k, _ in pairs))}")
-    return found
 
 
 def _read_config(path: Path) -> _Config:
@@ -771,7 +772,7 @@ def _split(data: Json, image: str, where: str) -> str | None:
 
 def _union_rle(shapes: Sequence[tuple[str, Json]], size_wh: tuple[int, int]) -> str:
     """Kaggle RLE of all regions of one type, each with its place for error messages."""
-    mask_hw: MaskHW | None = None
+    rles = []
     polygons_xy = []
     for at, result in shapes:
         value = result["value"]
@@ -783,12 +784,11 @@ def _union_rle(shapes: Sequence[tuple[str, Json]], size_wh: tuple[int, int]) -> 
                 f"{at}: format is {_told(value.get('format'))}, expected 'rle'; export the"
                 " tasks again"
             )
-        brushed_hw = decode_brush(value.get("rle"), size_wh, where=at)
-        mask_hw = brushed_hw if mask_hw is None else mask_hw | brushed_hw
+        runs = decode_brush(value.get("rle"), size_wh, where=at)
+        rles.append(kaggle_from_rows(*runs, size_wh))
     if polygons_xy:
-        drawn_hw = rasterise(polygons_xy, size_wh, where=shapes[0][0])
-        mask_hw = drawn_hw if mask_hw is None else mask_hw | drawn_hw
-    return "" if mask_hw is None else encode_rle(mask_hw)
+        rles.append(rasterise_rle(polygons_xy, size_wh, where=shapes[0][0]))
+    return rles[0] if len(rles) == 1 else union_rle(rles)
 
 
 def _polygon(value: Json, size_wh: tuple[int, int], at: str) -> NDArray[np.float64]:
@@ -825,18 +825,21 @@ def _are_pairs(points: object) -> bool:
 # Writing -----------------------------------------------------------------------------------------
 
 
-def _task(
+def _task_line(
     number: int, frame: FrameLabels, size_wh: tuple[int, int], names: Mapping[str, str]
-) -> Json:
+) -> str:
+    """A task as JSON, without line ends."""
     width, height = size_wh
     data: Json = {"image": f"/data/local-files/?d={quote(f'{IMAGE_FOLDER}/{frame.image}')}"}
     data |= {"width_px": width, "height_px": height}
     if frame.split:
         data["split"] = frame.split
     results = []
+    brushed = []
     for class_id, rle in frame.rle_by_class.items():
-        mask_hw = decode_rle(rle, size_wh, where=f"image {shown(frame.image)}")
-        value = {"format": "rle", "rle": encode_brush(mask_hw), "brushlabels": [names[class_id]]}
+        runs = row_runs(rle, size_wh, where=f"image {shown(frame.image)}")
+        brushed.append(",".join(map(_BYTE_TEXTS.__getitem__, encode_brush(*runs, size_wh))))
+        value = {"format": "rle", "rle": None, "brushlabels": [names[class_id]]}
         results.append(
             {
                 "id": f"{number}-{class_id}",
@@ -851,11 +854,17 @@ def _task(
             }
         )
     annotation = {"id": number, "was_cancelled": False, "ground_truth": False, "result": results}
-    return {
+    task = {
         "id": number,
         "data": data | {k: v for k, v in frame.attributes.items() if k not in data},
         "annotations": [annotation],
     }
+    # The json module takes three times as long for the bytes, so they are put in afterwards. No
+    # text can hold this mark, because quotes in texts have a backslash in front.
+    parts = json.dumps(task, separators=(",", ":")).split('"rle":null')
+    return parts[0] + "".join(
+        f'"rle":[{text}]{part}' for text, part in zip(brushed, parts[1:], strict=True)
+    )
 
 
 def _config(names: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,11 +68,17 @@ from steelsight.data.labels import (
     write_file,
     write_lines,
 )
-from steelsight.data.threads import in_order
-from steelsight.errors import DecodeError, InputError, LabelError, SteelsightError
+from steelsight.data.threads import frame_by_frame, in_order
+from steelsight.errors import (
+    DecodeError,
+    InputError,
+    LabelError,
+    SteelsightError,
+    first_names,
+)
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
-from steelsight.masks import decode_rle
-from steelsight.png import PNG_SIGNATURE, Colours, Samples, encode_png, voc_palette
+from steelsight.masks import decode_columns, decode_rle, row_runs
+from steelsight.png import PNG_SIGNATURE, Colours, encode_png, encode_png_runs, voc_palette
 
 MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
 IMAGE_FOLDERS = (IMAGE_FOLDER, "JPEGImages")
@@ -385,7 +391,7 @@ def _class_of_folder(
         if class_id not in ids:
             raise LabelError(
                 f"{layout.masks / folder}: a type that {layout.names_from} does not name, expected"
-                f" one of {shown(', '.join(sorted(ids)))}; add the name or remove the folder"
+                f" one of {first_names(map(shown, sorted(ids)))}; add the name or remove the folder"
             )
     classes_of(folders, str(layout.masks))  # two folders for one type
     return class_of
@@ -527,14 +533,14 @@ def _decode_all(
     """Masks by image and class folder, without refused images."""
     class_count = None if classes is None else len(classes)
 
-    def decode(image: str) -> dict[str, DecodedMask] | LabelError:
+    def decode(image: str) -> dict[str, DecodedMask]:
         size_wh = known_size(options, image_paths, image)
         decoded = {}
         for folder, path in masks_of[image].items():
             where = f"{path}, image {shown(image)}"
             mask = attempted(partial(_read_mask, form, path, size_wh, class_count, where), where)
             if isinstance(mask, LabelError):
-                return mask
+                raise mask
             decoded[folder] = mask
             size_wh = mask.size_wh
         return decoded
@@ -542,15 +548,15 @@ def _decode_all(
     jobs = [image for image in masks_of if image not in refusals.images]
     result: dict[str, dict[str, DecodedMask]] = {}
     palette = _Palette()
-    for image, decoded in zip(jobs, in_order(decode, jobs), strict=True):
-        try:
-            if isinstance(decoded, LabelError):
-                raise decoded
-            if form is not MaskForm.BINARY:
-                palette.check(masks_of[image][""], image, decoded[""])
-            result[image] = decoded
-        except LabelError as error:
-            refusals.add(error, [image])
+    with frame_by_frame():
+        for image in jobs:
+            try:
+                decoded = decode(image)
+                if form is not MaskForm.BINARY:
+                    palette.check(masks_of[image][""], image, decoded[""])
+                result[image] = decoded
+            except LabelError as error:
+                refusals.add(error, [image])
     return result
 
 
@@ -657,23 +663,22 @@ def _write(
                 " share a mask, expected names that differ in more than their suffix; rename one"
             )
 
-    def write_frame(frame_and_size: tuple[FrameLabels, tuple[int, int]]) -> None:
-        frame, size_wh = frame_and_size
+    def write_frame(frame: FrameLabels, size_wh: tuple[int, int]) -> None:
         where = f"{label_set.source}, image {shown(frame.image)}"
-        masks = frame_masks(frame, size_wh, where)
         if form is MaskForm.BINARY:
-            layers = _binary_layers(masks, class_ids, size_wh[::-1])
+            files = _binary_pngs(frame, size_wh, class_ids, where)
         else:
-            layers = [("", _numbers(masks, class_ids, size_wh[::-1]))]
-        for folder, values_hw in layers:
+            files = [("", _number_png(form, frame, size_wh, class_ids, where))]
+        for folder, content in files:
             path = root / MASK_FOLDERS[0] / folder / f"{stem_of(frame.image)}.png"
-            write_file(path, _encode(form, values_hw))
+            write_file(path, content)
 
     folders = {stem_of(frame.image).rpartition("/")[0] for frame, _ in frames}
     parts = class_ids if form is MaskForm.BINARY and class_ids else ("",)
     make_folders(root / MASK_FOLDERS[0] / part / folder for part in parts for folder in folders)
-    for _ in in_order(write_frame, frames):
-        pass
+    with frame_by_frame():
+        for frame_and_size in frames:
+            write_frame(*frame_and_size)
     place_images(label_set, root / IMAGE_FOLDER, placement)
     write_class_names(root, label_set.classes)
     write_lines(root / IMAGE_LIST, list(label_set.frames))
@@ -694,38 +699,43 @@ def _check_numbers(form: MaskForm, label_set: LabelSet) -> None:
         )
 
 
-def _numbers(
-    masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
-) -> Samples:
+def _number_png(
+    form: MaskForm,
+    frame: FrameLabels,
+    size_wh: tuple[int, int],
+    class_ids: Sequence[str],
+    where: str,
+) -> bytes:
     """One number per pixel; where types overlap, the later one in class order stays."""
     dtype = np.uint8 if len(class_ids) < 256 else np.uint16
-    layers: list[NDArray[Any]] = [
-        masks[class_id].view(np.uint8) * dtype(number)
-        for number, class_id in enumerate(class_ids, start=1)
-        if class_id in masks
+    palette = _VOC_PALETTE if form is MaskForm.PALETTE else b""
+    if len(frame.rle_by_class) == 1 and dtype is np.uint8:
+        ((class_id, rle),) = frame.rle_by_class.items()
+        runs = row_runs(rle, size_wh, where=f"{where}, type {class_id!r}")
+        return encode_png_runs(*runs, 1 + class_ids.index(class_id), size_wh, palette)
+    values_hw: NDArray[Any] = np.zeros(size_wh[::-1], dtype)
+    for number, class_id in enumerate(class_ids, start=1):
+        if class_id in frame.rle_by_class:
+            rle = frame.rle_by_class[class_id]
+            left, columns_hw = decode_columns(rle, size_wh, where=f"{where}, type {class_id!r}")
+            covered_hw = values_hw[:, left : left + columns_hw.shape[1]]
+            np.maximum(covered_hw, columns_hw.view(np.uint8) * dtype(number), out=covered_hw)
+    return encode_png(values_hw, 8 * values_hw.itemsize, palette)
+
+
+def _binary_pngs(
+    frame: FrameLabels, size_wh: tuple[int, int], class_ids: Sequence[str], where: str
+) -> list[tuple[str, bytes]]:
+    """Class folder and file of every type that is present; for good steel one mask of zeros."""
+    masks = frame_masks(frame, size_wh, where)
+    if not masks:
+        masks = {next(iter(class_ids), ""): np.zeros(size_wh[::-1], np.bool_)}
+    return [
+        (class_id, encode_png(mask_hw.view(np.uint8), 1)) for class_id, mask_hw in masks.items()
     ]
-    values_hw: Samples = reduce(np.maximum, layers or [np.zeros(shape_hw, dtype)])
-    return values_hw
-
-
-def _binary_layers(
-    masks: Mapping[str, NDArray[np.bool_]], class_ids: Sequence[str], shape_hw: tuple[int, int]
-) -> list[tuple[str, Samples]]:
-    """Class folder and mask of every type that is present; for good steel one mask of zeros."""
-    if masks:
-        return [(class_id, mask_hw.view(np.uint8)) for class_id, mask_hw in masks.items()]
-    return [(next(iter(class_ids), ""), np.zeros(shape_hw, np.uint8))]
 
 
 _VOC_PALETTE = voc_palette(256)
-
-
-def _encode(form: MaskForm, values_hw: Samples) -> bytes:
-    if form is MaskForm.BINARY:
-        return encode_png(values_hw, 1)
-    if form is MaskForm.PALETTE:
-        return encode_png(values_hw, 8, _VOC_PALETTE)
-    return encode_png(values_hw, 8 * values_hw.itemsize)
 
 
 # Recognising -------------------------------------------------------------------------------------
@@ -745,6 +755,8 @@ def _probe(root: Path) -> tuple[MaskForm | None, str]:
         return None, "MVTec's layout"
     layout = _layout(root, ReadOptions())
     folder = layout.masks.name
+    if folder.casefold() == "annotations" and any(layout.masks.glob("*.json")):
+        return None, "COCO's annotations/, whose pictures belong to its panoptic JSON files"
     class_folders = _class_folders(layout)
     if class_folders:
         return MaskForm.BINARY, f"{folder}/ has class folders such as {shown(class_folders[0])}"

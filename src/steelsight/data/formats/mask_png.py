@@ -56,9 +56,13 @@ class DecodedMask:
 
 @dataclass(frozen=True, slots=True)
 class _MaskPng:
-    """Numbers of one file, and the colours they stand for (entries x 3) where it has a palette."""
+    """Numbers of one file, and the colours they stand for (entries x 3) where it has a palette.
+
+    ``highest_w`` is the highest number of each column: most columns of most masks hold zeros only.
+    """
 
     values_hw: Samples
+    highest_w: Samples
     palette_rgb: NDArray[np.uint8] | None
     was_rgb: bool
 
@@ -127,7 +131,7 @@ def read_number_mask(
             f"expected 0 to {highest}, because {names} types are named; add the missing names to"
             f" {CLASS_LIST}, or correct the mask"
         )
-    if highest < VOID and png.values_hw.max() == VOID:
+    if highest < VOID and png.highest_w.max() == VOID:
         expected = (
             f"expected 0 to {highest}; in Pascal VOC 255 is 'void', which no type can hold: write 0"
             " or a type's number there, or if 255 marks the only defect, read it as mask-binary"
@@ -156,18 +160,20 @@ def _read(
         values = png.samples()
     except DecodeError as error:
         raise LabelError(f"{where}: {error}; replace the mask by an undamaged PNG") from error
-    if png.header.colours == Colours.GREY:
-        return _MaskPng(values, None, was_rgb=False)
-    if png.header.colours != Colours.PALETTE:
-        return _MaskPng(_grey_of_colours(values, where), None, was_rgb=True)
+    colours = png.header.colours
+    if colours not in (Colours.GREY, Colours.PALETTE):
+        values = _grey_of_colours(values, where)
+    highest_w = values.max(axis=0)
+    if colours != Colours.PALETTE:
+        return _MaskPng(values, highest_w, None, was_rgb=colours != Colours.GREY)
     palettes = png.payloads(b"PLTE")
     entries = np.frombuffer(palettes[0] if palettes else b"", np.uint8)
-    if len(palettes) != 1 or len(entries) % 3 or int(values.max()) >= len(entries) // 3:
+    if len(palettes) != 1 or len(entries) % 3 or int(highest_w.max()) >= len(entries) // 3:
         raise LabelError(
-            f"{where}: pixel value {values.max()} in a palette of {len(entries) // 3} colours,"
+            f"{where}: pixel value {highest_w.max()} in a palette of {len(entries) // 3} colours,"
             " expected a colour for each; replace the mask by an undamaged PNG"
         )
-    return _MaskPng(values, entries.reshape(-1, 3), was_rgb=False)
+    return _MaskPng(values, highest_w, entries.reshape(-1, 3), was_rgb=False)
 
 
 def _no_png_error(data: bytes, where: str) -> LabelError:
@@ -237,11 +243,11 @@ def _rgb(colour: NDArray[Any]) -> Rgb:
     return red, green, blue
 
 
-def _value_rles(values_hw: Samples, highest: int, expected: str, where: str) -> dict[int, str]:
+def _value_rles(png: _MaskPng, highest: int, expected: str, where: str) -> dict[int, str]:
     """Canonical Kaggle RLE of every number but 0, in one pass over the pixels.
 
     Args:
-        values_hw: rows x columns.
+        png: the mask.
         highest: numbers above it are refused.
         expected: what to say then.
         where: put in front of an error message.
@@ -249,8 +255,12 @@ def _value_rles(values_hw: Samples, highest: int, expected: str, where: str) -> 
     Raises:
         LabelError: a number above ``highest``; the text names it and its first pixel.
     """
-    height = values_hw.shape[0]
-    columns = cv2.transpose(values_hw).ravel()
+    covered = np.flatnonzero(png.highest_w)
+    if not len(covered):
+        return {}
+    height = len(png.values_hw)
+    left, right = int(covered[0]), int(covered[-1]) + 1
+    columns = cv2.transpose(png.values_hw[:, left:right]).ravel()
     starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
     ends = np.append(starts[1:], len(columns))
     value = columns[starts]
@@ -260,11 +270,11 @@ def _value_rles(values_hw: Samples, highest: int, expected: str, where: str) -> 
         count_px = np.count_nonzero(columns == value[first])
         raise LabelError(
             f"{where}: pixel value {value[first]} at row {starts[first] % height}, column"
-            f" {starts[first] // height} ({count_px} px in all), {expected}"
+            f" {left + starts[first] // height} ({count_px} px in all), {expected}"
         )
     # Runs of equal number side by side, still in ascending order; they do not touch by themselves.
     order = np.argsort(value, kind="stable")
-    runs = np.stack((starts + 1, ends - starts), axis=1)[order]
+    runs = np.stack((starts + left * height + 1, ends - starts), axis=1)[order]
     value = value[order]
     bounds = [*(np.flatnonzero(value[1:] != value[:-1]) + 1).tolist(), len(value)]
     return {
@@ -276,7 +286,7 @@ def _value_rles(values_hw: Samples, highest: int, expected: str, where: str) -> 
 
 def _decoded(png: _MaskPng, highest: int, expected: str, where: str) -> DecodedMask:
     height, width = png.values_hw.shape
-    rles = _value_rles(png.values_hw, highest, expected, where)
+    rles = _value_rles(png, highest, expected, where)
     colours: dict[int, Rgb] = {}
     if png.palette_rgb is not None:
         colours = {value: _rgb(png.palette_rgb[value]) for value in rles}

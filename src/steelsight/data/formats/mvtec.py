@@ -259,7 +259,7 @@ def _check_images(label_set: LabelSet, placement: Placement) -> None:
     if placement is Placement.LEAVE:
         raise InputError(
             f"{MVTEC.name} says with the folder of an image what is on it, expected the images too;"
-            " give --images copy or --images link"
+            " give --place copy or --place link"
         )
     missing = [image for image in label_set.frames if image not in label_set.image_paths]
     if missing:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from steelsight.data.formats.coco import COCO, COCO_POLYGONS
 from steelsight.data.formats.cvat import CVAT
+from steelsight.data.formats.images import IMAGES, label_like
 from steelsight.data.formats.label_studio import LABEL_STUDIO
 from steelsight.data.formats.mask_folder import MASK_BINARY, MASK_INDEX, MASK_PALETTE
 from steelsight.data.formats.mvtec import MVTEC
@@ -19,38 +20,11 @@ from steelsight.data.labels import (
     LabelFormat,
     LabelSet,
     ReadOptions,
-    find_images,
     frame_size,
     shown,
-    split_of,
 )
 from steelsight.data.tables import check_is_file
-from steelsight.errors import InputError, LabelError
-
-
-def _recognise_images(path: Path) -> str | None:
-    """Only asked for where no other format fits."""
-    return "images, and no labels that we know" if path.is_dir() and find_images(path, []) else None
-
-
-def _read_images(
-    path: Path, options: ReadOptions, errors: list[LabelError] | None = None
-) -> LabelSet:
-    paths = find_images(options.images or path, errors)
-    frames = {}
-    if options.unlisted_are_clean:
-        frames = {
-            image: FrameLabels(
-                image, {}, frame_size(image, paths, options, str(path)), split=split_of(image)
-            )
-            for image in paths
-        }
-    return LabelSet("images", path, (), frames, paths)
-
-
-IMAGES = LabelFormat(
-    "images", "A folder of images without labels", _recognise_images, _read_images, None
-)
+from steelsight.errors import InputError, LabelError, first_names
 
 FORMATS: dict[str, LabelFormat] = {
     label_format.name: label_format
@@ -71,22 +45,28 @@ FORMATS: dict[str, LabelFormat] = {
 }
 
 
-def format_named(name: str) -> LabelFormat:
-    """The format of a name on the command line.
+def format_named(name: str, *, to_read: bool = False) -> LabelFormat:
+    """The format of a name on the command line, to write it if nothing else is said.
 
     Raises:
         InputError: no such format; the text lists them.
     """
-    if name not in FORMATS:
-        raise InputError(f"expected a format out of {', '.join(FORMATS)}, got {name!r}")
+    usable = [n for n, label_format in FORMATS.items() if to_read or label_format.write]
+    if name not in usable:
+        raise InputError(f"expected a format out of {', '.join(usable)}, got {shown(name)}")
     return FORMATS[name]
 
 
-def recognise(path: Path) -> LabelFormat:
+def recognise(path: Path, *, frame_list: Path | None = None) -> LabelFormat:
     """The format of a file or folder.
 
+    Args:
+        path: the file or folder.
+        frame_list: a table of frames, which is no label file.
+
     Raises:
-        InputError: nothing there, no format fits, or several do; the text says which and why.
+        InputError: nothing there, no format fits, or several do; the text says which and why. Also
+            where beside images lies what may be labels in another format.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a data set's folder or label file")
@@ -95,7 +75,9 @@ def recognise(path: Path) -> LabelFormat:
         for name, label_format in FORMATS.items()
         if label_format is not IMAGES and (reason := label_format.recognise(path))
     }
-    if not claims and (reason := IMAGES.recognise(path)):
+    if not claims and IMAGES.recognise(path):
+        if unknown := label_like(path, frame_list):
+            raise InputError(_not_known(path, unknown))
         return IMAGES
     if not claims:
         raise InputError(
@@ -106,6 +88,21 @@ def recognise(path: Path) -> LabelFormat:
         found = "; ".join(f"{name} ({reason})" for name, reason in claims.items())
         raise InputError(f"{path}: several formats fit: {found}; name one with --format")
     return FORMATS[next(iter(claims))]
+
+
+def _not_known(path: Path, names: list[str]) -> str:
+    told = (
+        f"{path}: {first_names(names, 3)} {'is' if len(names) == 1 else 'are'} in no known format"
+    )
+    if all(is_frame_list(path / name) for name in names):
+        return (
+            f"{told} of labels, expected masks or a table of frames that is named; give the table"
+            " with --frame-list, or --format images to ignore it"
+        )
+    return (
+        f"{told}, expected labels that can be recognised, or images alone; name the format with"
+        f" --format, or --format images to ignore {'it' if len(names) == 1 else 'them'}"
+    )
 
 
 def load(
@@ -134,8 +131,14 @@ def load(
         _refuse_strange_files(path)
     else:
         check_is_file(path)
-    known = format_named(label_format) if label_format else recognise(path)
+    if label_format:
+        known = format_named(label_format, to_read=True)
+    else:
+        known = recognise(path, frame_list=frame_list)
     label_set = known.read(path, options, errors)
+    if known is IMAGES and path.is_dir() and (ignored := label_like(path, frame_list)):
+        note = f"not read, because the format is {IMAGES.name}: {first_names(ignored, 3)}"
+        label_set = replace(label_set, notes=(*label_set.notes, note))
     beside = path / FRAME_LIST
     # Beside a label file that was named, a table may belong to another one.
     tables = [beside] if path.is_dir() and is_frame_list(beside) else []

@@ -46,7 +46,7 @@ from steelsight.data.labels import (
     write_class_names,
 )
 from steelsight.data.tables import csv_safe, open_table, write_table
-from steelsight.errors import InputError, LabelError
+from steelsight.errors import InputError, LabelError, first_names
 from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import rle_runs
 
@@ -393,7 +393,7 @@ def _check_class(class_id: str, class_ids: Sequence[str] | None, where: str) -> 
         )
     if class_ids is not None and class_id not in class_ids:
         raise LabelError(
-            f"{where}: the type is {shown(class_id)}, expected one of {', '.join(class_ids)};"
+            f"{where}: the type is {shown(class_id)}, expected one of {first_names(class_ids)};"
             " correct the row or add the type to the classes"
         )
 

@@ -21,8 +21,6 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,7 +47,7 @@ from steelsight.data.labels import (
     shown,
     split_of,
 )
-from steelsight.data.polygons import Points, outlines_of_rle, rasterise_rle
+from steelsight.data.polygons import Points, inset_outlines_of_rle, rasterise_rle
 from steelsight.errors import InputError, LabelError
 
 MAX_BYTES = 64 << 20
@@ -77,6 +75,8 @@ class _Row:
 
     def points_xy(self, size_wh: tuple[int, int]) -> Points:
         """The polygon in pixels."""
+        if self.shares_xy.min() >= 0 and self.shares_xy.max() <= 1:
+            return self.shares_xy * size_wh
         with np.errstate(over="ignore"):  # infinity is far outside
             points_xy: Points = self.shares_xy * size_wh
         far = (points_xy < -_TOLERANCE_PX) | (points_xy > np.array(size_wh) + _TOLERANCE_PX)
@@ -225,8 +225,7 @@ def _find_files(folders: list[str], reading: _Reading) -> None:
     known_by_stem = {_stem(image): image for image in reading.options.sizes_wh}
     guessed = 0
     for folder in folders:
-        for text in _text_files(reading.root / folder / "labels", reading):
-            relative = text.relative_to(reading.root / folder / "labels").as_posix()
+        for relative, text in _text_files(reading.root / folder / "labels", reading):
             stem = str(PurePosixPath(folder, relative.removesuffix(".txt")))
             images = by_stem.get(stem, [])
             if not images and text.name == CLASS_LIST:
@@ -248,7 +247,8 @@ def _stem(image: str) -> str:
     return posixpath.splitext(image)[0]
 
 
-def _text_files(folder: Path, reading: _Reading) -> Iterator[Path]:
+def _text_files(folder: Path, reading: _Reading) -> Iterator[tuple[str, Path]]:
+    """Label files by their names in the folder."""
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -256,7 +256,12 @@ def _text_files(folder: Path, reading: _Reading) -> Iterator[Path]:
                 continue
             path = Path(here, name)
             try:
-                yield inside(folder, path.relative_to(folder).as_posix(), str(path))
+                relative = path.relative_to(folder).as_posix()
+                if path.is_symlink():  # folders that are links are not followed
+                    inside(folder, relative, str(path))
+                else:
+                    check_image_name(relative, str(path))
+                yield relative, path
             except LabelError as error:
                 reading.refuse(error)
 
@@ -278,7 +283,8 @@ def _rows(image: str, class_names: tuple[str, ...], reading: _Reading) -> list[_
     except LabelError as error:
         reading.refuse(error, image)
         return None
-    for number, line in enumerate(re.split("\r\n?|\n", text), 1):
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, line in enumerate(lines, 1):
         cells = line.split()
         if not cells:
             continue
@@ -607,13 +613,15 @@ def _listed_images(path: Path, reading: _Reading) -> Iterator[str]:
 def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
     """Writes ``data.yaml``, ``labels/`` and ``images/``, in folders by split where there is one.
 
-    A row for each connected region (8 neighbours), along the pixels' edges and with so many
-    decimals that reading it gives exactly the mask again (see
-    :func:`steelsight.data.polygons.outlines_of_rle`).
+    A row for each connected region (8 neighbours), a fifth of a pixel inside the pixels' edges and
+    with so many decimals that reading it gives exactly the mask again (see
+    :func:`steelsight.data.polygons.inset_outlines_of_rle`).
     """
     number_of = {class_id: index for index, class_id in enumerate(label_set.class_ids)}
     names = _new_names(label_set)
-    _make_folder(folder / "labels")
+    texts = {image: folder / "labels" / f"{_stem(name)}.txt" for image, name in names.items()}
+    for labels in {folder / "labels", *(text.parent for text in texts.values())}:
+        _make_folder(labels)
     for image, frame in label_set.frames.items():
         if frame.size_wh is None:
             raise InputError(
@@ -626,8 +634,7 @@ def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, 
             if class_id in frame.rle_by_class
             for coordinates in _coordinates(frame.rle_by_class[class_id], frame.size_wh)
         ]
-        text = folder / "labels" / f"{_stem(names[image])}.txt"
-        _write_text(text, "".join(rows))
+        _write_text(texts[image], "".join(rows))
         if image in label_set.image_paths:
             target = folder / "images" / names[image]
             place_image(label_set.image_paths[image], target, placement)
@@ -678,24 +685,14 @@ def _new_names(label_set: LabelSet) -> dict[str, str]:
 
 
 def _coordinates(rle: str, size_wh: tuple[int, int]) -> Iterator[str]:
-    shares_x, shares_y = _shares(*size_wh)
-    for polygon_xy in outlines_of_rle(rle, size_wh):
-        x, y = polygon_xy.astype(np.int64).T.tolist()
-        points = zip(map(shares_x.__getitem__, x), map(shares_y.__getitem__, y), strict=True)
-        yield " ".join(chain.from_iterable(points))
-
-
-@lru_cache(maxsize=8)
-def _shares(width: int, height: int) -> tuple[list[str], list[str]]:
-    """Text of every x and every y of pixels' corners; outlines have no others."""
     # A hundredth of a pixel: the rasteriser rounds to fifths.
-    decimals = max(6, len(str(max(width, height))) + 2)
-    x, y = ([f"{i / side:.{decimals}f}" for i in range(side + 1)] for side in (width, height))
-    return x, y
+    decimals = max(6, len(str(max(size_wh))) + 2)
+    for polygon_xy in inset_outlines_of_rle(rle, size_wh):
+        shares = (polygon_xy / size_wh).ravel().tolist()
+        yield " ".join(f"{share:.{decimals}f}" for share in shares)
 
 
 def _write_text(path: Path, text: str) -> None:
-    _make_folder(path.parent)
     try:
         path.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
