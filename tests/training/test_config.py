@@ -191,4 +191,4 @@ def test_a_config_file_of_another_version_is_refused(change: dict[str, Any], sai
 
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        TrainConfig().steps = 3  # type: ignore[misc]
+        TrainConfig().steps = 3

@@ -52,7 +52,7 @@ def drawn_predictions(seed: int, n: int = 40, clean: float = 0.5) -> tuple[Predi
         images=tuple(f"{i}.jpg" for i in range(n)),
         class_ids=IDS,
         folds=np.zeros(n, np.int64),
-        faulty=present_nk.any(axis=1),
+        faulty=np.asarray(present_nk.any(axis=1)),
         present_nk=present_nk,
         masked_nk=masked_nk,
         faulty_logits=heads[:, :, 0].mean(axis=1).astype(np.float32),

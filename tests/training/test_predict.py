@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_several_tiles_are_joined_as_the_naive_way(
 
 def test_flips_are_the_average_of_four_turned_frames(network: DefectNetwork) -> None:
     grey_hw = frame_of(64, 96)
-    turns: list[Callable[[NDArray[np.generic]], NDArray[np.generic]]] = [
+    turns: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
         lambda a: a,
         lambda a: a[..., ::-1],
         lambda a: a[..., ::-1, :],

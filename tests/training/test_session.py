@@ -20,14 +20,13 @@ from steelsight.evaluation.predictions import Predictions
 from steelsight.training import session
 from steelsight.training.checkpoint import load_checkpoint
 from steelsight.training.prepare import TrainingData
-from steelsight.training.run_folder import BEST, LAST, METRICS
+from steelsight.training.run_folder import BEST, LAST, METRICS, SUMMARY
 from steelsight.training.session import (
     BUNDLE,
     FINAL,
     JSON_LINES,
     PREDICTIONS,
     SPLIT,
-    SUMMARY,
     Done,
     Prepared,
     Request,
@@ -107,7 +106,7 @@ def no_bundle() -> Iterator[list[Asked]]:
     asked: list[Asked] = []
 
     def make_bundle(*given: Any, **more: Any) -> None:
-        asked.append(Asked(*given, more))
+        asked.append(Asked._make((*given, more)))
         asked[-1].folder.mkdir()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -405,7 +404,7 @@ def test_start_is_looked_at_before_there_is_a_folder(
         ("sha256", {"start": str(single[1].folder / BEST), "start_sha256": "0" * 64}),
         ("sha256", {"start_sha256": "0" * 64}),
     ):
-        assert_refused(said, replace(request, **changed), catalog)
+        assert_refused(said, replace(request, **dict[str, Any](changed)), catalog)
     assert list(tmp_path.iterdir()) == []
 
 

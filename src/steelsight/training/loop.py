@@ -489,7 +489,8 @@ class _Run:
                 self.state.without_gain += 1
             self._keep_candidate(learner, score)
             if self.moment:
-                self.show(replace(self.moment, validation=self.validation))
+                self.moment = replace(self.moment, validation=self.validation)
+                self.show(self.moment)
         if self.fabric.world_size > 1:
             self.state = self.fabric.broadcast(self.state)
         self.moments.clear()  # of learning alone

@@ -21,7 +21,7 @@ from steelsight.training.prepare import TrainingData, count_frames
 PASSES = 50
 """How often a run goes through as many crops as there are frames: the shipped network's recipe."""
 
-LEAST_STEPS, MOST_STEPS, SMALL_STEPS = 600, 40_000, 600
+LEAST_STEPS, MOST_STEPS, SMALL_STEPS = 600, 40_000, 1000
 SMALL_LR = 1e-3
 """Few channels from random weights take a higher rate."""
 FEW_FRAMES_OF_A_TYPE = 1000

@@ -64,6 +64,8 @@ UNKNOWN = [
     (pictures("train/Ground-Truth/scratch/a.png"), "train/Ground-Truth/ is"),
     (pictures("data/annotations/a.png"), "data/annotations/ is"),
     (pictures("train/labels/a.png"), "train/labels/ is"),
+    (pictures("train_masks/a.png"), "train_masks/ is"),
+    (pictures("training/semantic/a.png"), "training/semantic/ is"),  # KITTI
     (pictures("ground_truth/a.png"), "ground_truth/ is"),
     (pictures("SegmentationObject/a.png"), "SegmentationObject/ is"),
     (pictures("gt/a.bmp", "label/a.bmp"), "gt/, label/ are"),
@@ -109,7 +111,7 @@ def test_what_is_no_label_file_is_no_obstacle(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["unlabelled/a.png", "defect_mask.png", "images/line_gt/c.png", "images/a_gtx.png"]
+    "name", ["unlabelled/a.png", "defect_mask.png", "gtx/c.png", "images/a_gtx.png"]
 )
 def test_pictures_that_only_sound_like_masks_are_images(name: str, folder: Path) -> None:
     picture(folder / name)

@@ -35,11 +35,11 @@ _LABEL_SUFFIXES = frozenset(
 
 _MASK_FOLDERS = frozenset(
     {
-        *("annotation", "annotations", "groundtruth", "gt", "label", "labels", "mask", "masks"),
-        *("segmentation", "segmentations", "segmentationclass", "segmentationobject"),
+        *("annotation", "annotations", "groundtruth", "gt", "instance", "label", "labels", "mask"),
+        *("masks", "segmentation", "segmentationclass", "segmentationobject", "semantic", "truth"),
     }
 )
-"""Names of folders whose pictures are masks, without ``_``, ``-`` and blanks."""
+"""Words in names of folders whose pictures are masks, such as ``train_masks``."""
 
 _MASK_NAME = re.compile(r"(.+)[_-](?:gt|labels?|masks?|seg)", re.IGNORECASE)
 """A mask right beside its image: ``10301_GT.png`` (KolektorSDD2), ``000_mask.png``."""
@@ -99,7 +99,7 @@ def label_like(folder: Path, frame_list: Path | None = None) -> list[str]:
 def _mask_like(folder: Path, pictures: set[str]) -> list[str]:
     """The folder if it is called like one of masks, else pictures called like masks of others."""
     for depth, part in enumerate(folder.parts, 1):
-        if re.sub(r"[-_ ]", "", part).casefold() in _MASK_FOLDERS:
+        if _MASK_FOLDERS.intersection(re.split("[-_ ]", part.casefold())):
             return ["/".join(folder.parts[:depth]) + "/"]
     stems = {stem_of(name) for name in pictures}
     called = ((name, _MASK_NAME.fullmatch(stem_of(name))) for name in pictures)
