@@ -16,12 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -56,6 +58,9 @@ from steelsight.training.sampling import Sampler
 from steelsight.training.starts import StartReport, load_start
 
 FAILED_BATCH = "failed-batch-{rank}.safetensors"
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one while it measures; torch's own is 10 or 30 minutes."""
+
 _TIMED_STEPS = 20
 
 
@@ -139,7 +144,7 @@ def start_fabric(config: TrainConfig) -> Fabric:
             accelerator=device,
             devices=local,
             num_nodes=processes // local,
-            strategy="ddp" if processes > 1 else "auto",
+            strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
             precision="bf16-mixed" if precision is Precision.BF16 else "32-true",
         )
         fabric.launch()
