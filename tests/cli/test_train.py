@@ -331,7 +331,8 @@ def test_ctrl_c_ends_with_130_and_the_run_can_go_on(
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert f"steelsight: stopped; go on with --resume --out {out}" in said
+    assert f"Go on with: --resume --out {out}" in said
+    assert said.count("stopped") == 1
     assert "Traceback" not in said
     done = len(rows(out / "metrics.csv"))
     assert 1 <= done < 50
@@ -367,7 +368,7 @@ def figures(clean: int = 3) -> Summary:
 
 def moment(step: int, validation: Summary | None = None, doing: str = "") -> Moment:
     losses = {"total": 1.25, "pixels": 0.5, "region": 0.75, "faulty": 0.1, "types": 0.2}
-    return Moment(step, 40, losses, 1e-3, 12.5, validation, doing)
+    return Moment(step, 40, losses, 12.5, validation, doing)
 
 
 def drawn_text(panel: _Panel, *, width: int = 110) -> str:

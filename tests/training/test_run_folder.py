@@ -19,6 +19,7 @@ import torch
 from steelsight.errors import InputError
 from steelsight.report import train_page
 from steelsight.training import run_folder
+from steelsight.training.checkpoint import load_checkpoint
 from steelsight.training.config import TrainConfig, with_settings
 from steelsight.training.run_folder import (
     FREE_SETTINGS,
@@ -190,7 +191,7 @@ def test_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path):
         with (path / "metrics.csv").open("ab") as torn:
             torn.write(b"14,0.00")  # a line that was being written
         with RunFolder.open_for_resume(path, INPUTS, CONFIG) as run:
-            step = run.load(run.last)[1]["step"] if run.last.exists() else 0
+            step = load_checkpoint(run.last)[1]["step"] if run.last.exists() else 0
             assert step == stop_after // 5 * 5
             run.rewind(step)
             learn(run, step + 1, 20)

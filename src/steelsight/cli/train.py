@@ -1,6 +1,7 @@
 """``steelsight train``: from a labelled folder to a bundle."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -155,7 +156,7 @@ def train(
     if not first:
         return DONE
     if done is None:
-        fail(f"stopped; go on with --resume --out {out}", INTERRUPTED)
+        print(f"Go on with: --resume --out {out}", file=sys.stderr)
         return INTERRUPTED
     return _told(done, json)
 

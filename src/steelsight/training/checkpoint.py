@@ -27,7 +27,7 @@ from steelsight.errors import InputError
 FORMAT = 1
 KEY = "steelsight"
 """Of the metadata."""
-OPTIMISER, RNG = "optimiser.", "rng."
+OPTIMISER = "optimiser."
 """What the names of these tensors begin with."""
 PARTIAL = ".partial"
 """What the names of files end with that are not whole yet."""
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     Args:
         path: ``last.safetensors`` or ``best.safetensors`` in a folder that exists. One process at
             a time writes there.
-        tensors: weights, optimiser, generators by name; any device, layout and number type.
+        tensors: weights and optimiser by name; any device, layout and number type.
         state: values that JSON can hold; numbers come back exactly, tuples as lists.
 
     Raises:
@@ -168,7 +168,7 @@ def _free(folder: Path) -> str:
         return "unknown"
 
 
-# The optimiser and the generators ----------------------------------------------------------------
+# The optimiser -----------------------------------------------------------------------------------
 
 
 def flatten_optimiser(
@@ -239,19 +239,3 @@ def restore_optimiser(
     optimiser.load_state_dict(
         {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
     )
-
-
-def pack_generators() -> dict[str, Tensor]:
-    """State of torch's random generators: ``rng.cpu``, and ``rng.cuda`` of the current device."""
-    states = {f"{RNG}cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[f"{RNG}cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def unpack_generators(tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`pack_generators` gave; that of a device that is not here is ignored."""
-    if f"{RNG}cpu" in tensors:
-        torch.set_rng_state(tensors[f"{RNG}cpu"])
-    if f"{RNG}cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"{RNG}cuda"])

@@ -79,7 +79,6 @@ class Moment:
     step: int
     steps: int
     losses: Mapping[str, float]
-    rate: float
     crops_per_second: float
     validation: Summary | None
     doing: str = ""
@@ -448,7 +447,7 @@ class _Run:
             {"epoch": epoch, "lr": lr, **parts, "gradient_norm": norm},
             {"crops_per_s": rate},
         )
-        self.moment = Moment(step + 1, self.config.steps, parts, lr, rate, self.validation)
+        self.moment = Moment(step + 1, self.config.steps, parts, rate, self.validation)
         self.show(self.moment)
 
     def _failed(self, step: int, batch: Batch, error: FloatingPointError) -> InputError:

@@ -152,7 +152,10 @@ def make_plan(found: Fingerprint, profile: Profile, base: TrainConfig | None = N
     )
     _plan_sampling(found, choose)
     if profile is Profile.SMALL:
-        chosen["optimiser.lr"] = SMALL_LR
+        choose(
+            f"learning rate {SMALL_LR:g}: few channels, mostly from random weights",
+            optimiser__lr=SMALL_LR,
+        )
     return Plan(with_settings(base or TrainConfig(), chosen), tuple(reasons))
 
 

@@ -43,7 +43,6 @@ from steelsight.report.overlays import draw_overlay, encode_jpeg
 from steelsight.report.svg import visible
 from steelsight.training.checkpoint import (
     PARTIAL,
-    load_checkpoint,
     remove_partials,
     save_checkpoint,
 )
@@ -261,10 +260,6 @@ class RunFolder:
         for table in self._tables.values():
             table.to_disk()
         save_checkpoint(path, tensors, state)
-
-    def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See :func:`~steelsight.training.checkpoint.load_checkpoint`."""
-        return load_checkpoint(path)
 
     # Curves --------------------------------------------------------------------------------------
 

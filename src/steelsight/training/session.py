@@ -376,7 +376,7 @@ def _run_part(
             folder.write_summary({"best_step": outcome.best_step, **figures})
             outcome.predictions.write_jsonl(part.path / JSON_LINES)
             outcome.predictions.save(saved)
-    if outcome.finished:
+    if outcome.finished and request.folds is not None:  # of a single run it is written at the end
         write_train_page(part.path)
     return outcome
 
