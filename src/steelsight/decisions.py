@@ -5,14 +5,15 @@ changed without touching the networks; its sha256 stands in every result.
 
 The score of a type is ``(sigmoid(average) + sigmoid(soft_maximum) + peak) / 3``: both heads of the
 classifier and the highest 16 x 16 average of the mask probability. The peak is 0 where stage 1
-cleared the frame, because no mask exists then.
+cleared the frame, because no mask exists then. With a soft gate it is multiplied by the frame's
+``faulty_probability``.
 """
 
 import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ from steelsight.errors import DecodeError, InputError
 from steelsight.masks import regions
 
 PEAK_CELL_PX = 16
+
+Numbers = TypeVar("Numbers", float, NDArray[np.float64])
 
 
 class _Table(BaseModel):
@@ -37,12 +40,36 @@ class GateRule(_Table):
     """Below: OK without segmentation."""
     ng_from: float = Field(gt=0, lt=1)
     """From here on: NG, whether or not a region is found."""
+    temperature: float = Field(default=1.0, ge=0.05, le=20)
+    """Divides the logit of stage 1's answer, so that its probabilities are those of the calibration
+    frames (Guo et al., arXiv 1706.04599); results, thresholds and ``soft`` mean the outcome."""
+    soft: bool = False
+    """The score of each type is multiplied by ``faulty_probability``: stage 1 weighs what stage 2
+    sees, instead of only opening the way to it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "GateRule":
         if self.clear_below > self.ng_from:
             raise ValueError("clear_below must not exceed ng_from: a frame cannot be both")
         return self
+
+    def calibrated(self, faulty_probability: Numbers) -> Numbers:
+        """Stage 1's answer at the temperature; NaN stays NaN.
+
+        Args:
+            faulty_probability: of the network, 0..1, one or many.
+        """
+        if self.temperature == 1:
+            return faulty_probability
+        # p^a / (p^a + (1 - p)^a) is the sigmoid of a times the logit, without infinite logits.
+        power = 1 / self.temperature
+        faulty = faulty_probability**power
+        calibrated: Numbers = faulty / (faulty + (1 - faulty_probability) ** power)
+        return calibrated
+
+    def weighed(self, scores: Numbers, faulty_probability: Numbers) -> Numbers:
+        """Scores of types as thresholds meet them; arguments broadcast."""
+        return scores * faulty_probability if self.soft else scores
 
 
 class InputRule(_Table):
@@ -181,7 +208,7 @@ def decide(
     """Applies the decision file to the scores of one completely decoded frame.
 
     Args:
-        faulty_probability: stage 1, 0..1.
+        faulty_probability: stage 1, 0..1, calibrated (:meth:`GateRule.calibrated`).
         head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``.
         probabilities_chw: mask probabilities at full size, ``(C, H, W)``; ``None`` only where
             stage 1 cleared the frame.
@@ -199,7 +226,7 @@ def decide(
         else mask_peaks(probabilities_chw)
     )
     scores = {
-        class_id: float(score)
+        class_id: decision.gate.weighed(float(score), faulty_probability)
         for class_id, score in zip(
             decision.types, (2 * head_probabilities + peaks) / 3, strict=True
         )

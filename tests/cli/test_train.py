@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.predicted import predictions_of
 
 from steelsight import cli
 from steelsight.cli.train import _Panel, _shown
@@ -350,16 +351,13 @@ def figures(clean: int = 3) -> Summary:
     n = len(present)
     counts = rng.integers(1, 9, (2, n, 2, BINS))
     return summary(
-        Predictions(
-            images=tuple(f"{i}.jpg" for i in range(n)),
+        predictions_of(
+            present,
             class_ids=("1", "dent"),
-            folds=np.zeros(n, np.int64),
-            faulty=np.asarray(present.any(axis=1)),
-            present_nk=present,
             masked_nk=present,
-            faulty_logits=rng.normal(size=n).astype(np.float32),
-            head_logits_n2k=rng.normal(size=(n, 2, 3)).astype(np.float32),
-            peaks_nk=rng.random((n, 2)).astype(np.float32),
+            faulty_logits=rng.normal(size=n),
+            head_probabilities_nk=rng.random((n, 2)),
+            peaks_nk=rng.random((n, 2)),
             inside_nkb=counts[0] * present[..., None],
             outside_nkb=counts[1],
         )

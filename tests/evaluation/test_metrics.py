@@ -248,7 +248,7 @@ def test_kaggle_dice_is_that_of_what_the_decision_outlines(make, seed):
         present,
         masked_nk=masked,
         faulty_logits=heads[:, :, 0].mean(axis=1),
-        head_logits_n2k=heads,
+        head_probabilities_nk=sigmoid(heads[:, :, 1:]).mean(axis=1),
         peaks_nk=[mask_peaks(frame) for frame in probabilities],
         inside_nkb=inside,
         outside_nkb=outside,
@@ -379,7 +379,7 @@ def test_summary_never_holds_nan(random_ones, broken):
     found = random_ones(4, 30)
     scores = {
         "faulty_logits": np.full(30, broken, np.float32),
-        "head_logits_n2k": np.full((30, 2, 4), broken, np.float32),
+        "head_probabilities_nk": np.full((30, 3), broken, np.float32),
         "peaks_nk": np.full((30, 3), broken, np.float32),
     }
     whole = summary(replace(found, **scores), resamples=50)

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from steelsight.evaluation.predictions import (
     MASK_LOGIT_EDGES,
     MASK_PROBABILITY_EDGES,
     Predictions,
+    Unanswered,
     mask_counts,
     sigmoid,
 )
@@ -151,7 +152,8 @@ def test_type_scores_are_those_of_the_decision(tmp_path, make):
     heads_n2k = rng.normal(0, 3, (5, 2, 3)).astype(np.float32)
     masks = sigmoid(rng.normal(0, 2, (5, 2, 40, 50))).astype(np.float32)
     found = make(
-        np.zeros((5, 2)), head_logits_n2k=heads_n2k, faulty_logits=heads_n2k[:, :, 0].mean(axis=1),
+        np.zeros((5, 2)), head_probabilities_nk=sigmoid(heads_n2k[:, :, 1:]).mean(axis=1),
+        faulty_logits=heads_n2k[:, :, 0].mean(axis=1),
         peaks_nk=[mask_peaks(frame) for frame in masks],
     )  # fmt: skip
     for n in range(5):
@@ -170,11 +172,13 @@ def test_type_scores_are_those_of_the_decision(tmp_path, make):
 @pytest.mark.parametrize("n", [0, 1, 30])
 def test_what_is_saved_is_loaded(tmp_path, random_ones, n):
     found = random_ones(4, n)
-    found = Predictions(
-        *[
-            tuple(f"ünter\udc80/{i}.jpg" for i in range(n)) if f.name == "images" else v
-            for f, v in ((f, getattr(found, f.name)) for f in fields(found))
-        ]
+    found = replace(
+        found,
+        images=tuple(f"ünter\udc80/{i}.jpg" for i in range(n)),
+        unanswered=(Unanswered("x\udc80.jpg", "truncated", faulty=True),),
+        scored=n == 1,
+        graded=n != 1,
+        about={"model": "m@1", "numbers": [1, 2.5, None]},
     )
     path = tmp_path / "found.npz"
     found.save(path)
@@ -233,16 +237,20 @@ def rewritten(path, **changed):
         ({"folds": np.zeros(4, np.int64)}, "folds"),
         ({"faulty_logits": np.zeros(9)}, "faulty_logits: expected float32"),
         ({"outside_nkb": np.full((9, 3, BINS), -1)}, "negative"),
-        ({"about": about(format="steelsight predictions", version=2)}, "another format or version"),
+        ({"about": about(format="steelsight predictions", version=1)}, "another format or version"),
         (
             {
                 "about": about(
-                    format="steelsight predictions", version=1, images=[1] * 9, class_ids=["a"] * 3
+                    format="steelsight predictions",
+                    version=2,
+                    images=[1] * 9,
+                    class_ids=["a"] * 3,
+                    unanswered=[],
                 )
             },
             "no text",
         ),
-        ({"about": about(format="steelsight predictions", version=1, images=None)}, "None"),
+        ({"about": about(format="steelsight predictions", version=2, images=None)}, "None"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, random_ones, changed, said):
@@ -313,17 +321,9 @@ def test_an_encrypted_member_is_refused(tmp_path, random_ones):
 
 
 def part_of(found: Predictions, keep) -> Predictions:
-    values = {f.name: getattr(found, f.name) for f in fields(found)}
-    return Predictions(
-        **{
-            name: v
-            if name == "class_ids"
-            else tuple(np.array(v, object)[keep])
-            if name == "images"
-            else v[keep]
-            for name, v in values.items()
-        }
-    )
+    chosen = np.zeros(len(found), bool)
+    chosen[keep] = True
+    return found.take(chosen)
 
 
 @settings(max_examples=10, deadline=None)

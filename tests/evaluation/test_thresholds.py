@@ -115,7 +115,7 @@ def with_clean(make, clean_logits, faulty_logits=(3.0, -2.0), peaks=0.1):
     present = [[1]] * len(faulty_logits) + [[0]] * len(clean_logits)
     logits = [*faulty_logits, *clean_logits]
     return make(present, faulty_logits=logits, peaks_nk=np.full((len(logits), 1), peaks),
-                head_logits_n2k=np.full((len(logits), 2, 2), -3))  # fmt: skip
+                head_probabilities_nk=np.full((len(logits), 1), 0.05))  # fmt: skip
 
 
 @pytest.mark.parametrize("clean", [0, 1, 20, LEAST_CLEAN - 1, LEAST_CLEAN])
@@ -162,7 +162,7 @@ def test_saturated_scores_still_give_a_file(chosen, make):
         found = make(
             [[1]] + [[0]] * LEAST_CLEAN,
             faulty_logits=np.full(n, logit),
-            head_logits_n2k=np.full((n, 2, 2), logit),
+            head_probabilities_nk=np.full((n, 1), logit > 0),
             peaks_nk=np.full((n, 1), logit > 0),
         )
         decision = chosen(found)
@@ -242,7 +242,7 @@ def out_of_fold(shared_dir, make):
             class_ids=tuple("1234"),
             folds=[int(row["fold"]) for row in rows],
             faulty_logits=columns("faulty_logit")[:, 0],
-            head_logits_n2k=heads,
+            head_probabilities_nk=sigmoid(heads[:, :, 1:]).mean(axis=1),
             # The file has the type's score, rounded to four digits; the peak is what is missing.
             peaks_nk=3 * gates - sigmoid(heads[:, :, 1:]).sum(axis=1),
         )

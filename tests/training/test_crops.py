@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steelsight.data.catalog import DARK_BELOW
+from steelsight.data.frames import FramePixels, FrameSource, LabelledFrame
 from steelsight.errors import InputError
 from steelsight.masks import encode_rle
 from steelsight.training import crops as crops_module
 from steelsight.training.config import Augment, Sampling, TrainConfig
 from steelsight.training.crops import BatchLoader, cut_crop, load_batch
-from steelsight.training.frames import FramePixels, FrameSource, TrainingFrame
 from steelsight.training.sampling import CropKind, CropPlan, Sampler
 
 STILL = {
@@ -37,7 +37,7 @@ def still(**parts: float) -> Augment:
 def make_source(*grey_and_masks, class_ids: str = "ab") -> FrameSource:
     """Frames from memory: grey levels, and masks by type."""
     frames = [
-        TrainingFrame(
+        LabelledFrame(
             f"{n}",
             Path(f"{n}"),
             grey_hw.shape[::-1],
@@ -617,7 +617,7 @@ def test_real_crops_show_the_labels_where_they_are(shared_dir):
     folder = shared_dir / "data/severstal"
     rows = [line.split(",") for line in (folder / "train.csv").read_text().splitlines()[1:30]]
     frames = [
-        TrainingFrame(i, folder / "images" / i, (1600, 256), {c: rle}, (c,)) for i, c, rle in rows
+        LabelledFrame(i, folder / "images" / i, (1600, 256), {c: rle}, (c,)) for i, c, rle in rows
     ]
     source = FrameSource(frames, "1234", 64 << 20)
     for index, (frame, (_, class_id, _)) in enumerate(zip(frames, rows, strict=True)):

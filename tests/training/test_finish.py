@@ -1,5 +1,6 @@
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.predicted import one_region_each, predictions_of
 
 from steelsight import imaging
 from steelsight.bundle import Precision
+from steelsight.data.frames import LabelledFrame
 from steelsight.data.synthetic import CoilConfig, draw_frame
 from steelsight.decisions import check_contrast, load_decision
 from steelsight.evaluation.metrics import summary
@@ -27,7 +30,6 @@ from steelsight.training.finish import (
     on_threshold,
     spread,
 )
-from steelsight.training.frames import TrainingFrame
 from steelsight.training.prepare import TrainingData
 
 IDS = ("1", "2", "3")
@@ -48,15 +50,12 @@ def drawn_predictions(seed: int, n: int = 40, clean: float = 0.5) -> tuple[Predi
         counted = inside if true_nkhw[i, k, y, x] else outside
         counted[i, k, bins_nkhw[i, k, y, x]] += 1
     heads = rng.normal(size=(n, 2, 4)) + np.insert(present_nk, 0, present_nk.any(1), 1)[:, None]
-    found = Predictions(
-        images=tuple(f"{i}.jpg" for i in range(n)),
+    found = predictions_of(
+        present_nk,
         class_ids=IDS,
-        folds=np.zeros(n, np.int64),
-        faulty=np.asarray(present_nk.any(axis=1)),
-        present_nk=present_nk,
         masked_nk=masked_nk,
         faulty_logits=heads[:, :, 0].mean(axis=1).astype(np.float32),
-        head_logits_n2k=heads.astype(np.float32),
+        head_probabilities_nk=(1 / (1 + np.exp(-heads[:, :, 1:]))).mean(axis=1),
         peaks_nk=rng.random((n, 3)).astype(np.float32),
         inside_nkb=inside,
         outside_nkb=outside,
@@ -95,12 +94,12 @@ def test_baselines_are_those_of_naive_loops(seed: int) -> None:
 
 def test_baselines_leave_out_what_has_no_mask() -> None:
     found, _ = drawn_predictions(0)
-    bare = Predictions(
-        **{
-            **{name: getattr(found, name) for name in Predictions.__slots__},
-            "masked_nk": np.zeros_like(found.masked_nk),
-            "inside_nkb": np.zeros_like(found.inside_nkb),
-        }
+    nothing = np.zeros_like(found.inside_nkb)
+    bare = replace(
+        found,
+        masked_nk=np.zeros_like(found.masked_nk),
+        inside_nkb=nothing,
+        **one_region_each(nothing),
     )
     told = baselines(bare)
     assert told["everything"]["dice"] == {}
@@ -122,9 +121,9 @@ def test_measure_is_the_summary_with_intervals_and_baselines(
 # Frames for calibration and proof ----------------------------------------------------------------
 
 
-def frames_of(faulty: int, clean: int) -> list[TrainingFrame]:
+def frames_of(faulty: int, clean: int) -> list[LabelledFrame]:
     return [
-        TrainingFrame(f"{i}.jpg", Path(f"{i}.jpg"), (64, 64), {}, ("1",) if i < faulty else ())
+        LabelledFrame(f"{i}.jpg", Path(f"{i}.jpg"), (64, 64), {}, ("1",) if i < faulty else ())
         for i in range(faulty + clean)
     ]
 
@@ -222,19 +221,14 @@ def test_frames_that_prove_a_bundle_are_not_those_that_calibrate_it(
     rng = np.random.default_rng(0)
     k = len(data.class_ids)
     n = len(held_out)
-    faulty = np.array([bool(f.class_ids) for f in held_out])
-    found = Predictions(
+    found = predictions_of(
+        [[c in f.class_ids for c in data.class_ids] for f in held_out],
         images=tuple(f.image for f in held_out),
         class_ids=data.class_ids,
-        folds=np.zeros(n, np.int64),
-        faulty=faulty,
-        present_nk=np.array([[c in f.class_ids for c in data.class_ids] for f in held_out]),
-        masked_nk=np.zeros((n, k), bool),
-        faulty_logits=(rng.normal(size=n) - 3).astype(np.float32),
-        head_logits_n2k=rng.normal(size=(n, 2, 1 + k)).astype(np.float32) - 3,
-        peaks_nk=np.zeros((n, k), np.float32),
-        inside_nkb=np.zeros((n, k, BINS), np.int64),
-        outside_nkb=np.ones((n, k, BINS), np.int64),
+        faulty=[bool(f.class_ids) for f in held_out],
+        faulty_logits=rng.normal(size=n) - 3,
+        head_probabilities_nk=1 / (1 + np.exp(3 - rng.normal(size=(n, k)))),
+        outside_nkb=np.ones((n, k, BINS)),
     )
     with pytest.raises(Exported) as exported:
         make_bundle(

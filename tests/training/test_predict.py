@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from steelsight.data.frames import FrameSource
 from steelsight.decisions import decide, load_decision
 from steelsight.evaluation.predictions import MASK_PROBABILITY_EDGES
 from steelsight.evaluation.thresholds import choose_decision
@@ -15,7 +16,6 @@ from steelsight.imaging import blend_weights, read_file, tile_plan
 from steelsight.models.config import Network
 from steelsight.models.res_unet import DefectNetwork, build_network
 from steelsight.models.resnet import GREY_MEAN, GREY_STD
-from steelsight.training.frames import FrameSource
 from steelsight.training.predict import OVERLAP_PX, Answer, Predictor, normalise, predict
 from steelsight.training.prepare import TrainingData
 
@@ -67,9 +67,14 @@ def directly(network: DefectNetwork, grey_hw: NDArray[np.uint8], multiple: int =
     return heads.numpy(), masks.sigmoid()[0, :, :rows, :columns].numpy()
 
 
+def heads_of(heads_2k: NDArray[Any]) -> NDArray[Any]:
+    return (1 / (1 + np.exp(-heads_2k[:, 1:]))).mean(axis=0)
+
+
 def assert_is(answer: Answer, expected: Looked, within: float = 2e-5) -> None:
     heads_2k, probabilities_khw = expected
-    np.testing.assert_allclose(answer.heads_2k, heads_2k, rtol=within, atol=within)
+    heads_k = heads_of(heads_2k)
+    np.testing.assert_allclose(answer.head_probabilities_k, heads_k, rtol=within, atol=within)
     np.testing.assert_allclose(answer.probabilities_khw, probabilities_khw, atol=within)
     faulty = heads_2k[:, 0].mean()
     assert answer.faulty_logit == pytest.approx(faulty, rel=within, abs=within)
@@ -86,8 +91,8 @@ def test_normalise_is_that_of_the_networks() -> None:
 def test_one_frame_is_a_forward_pass(size_hw: tuple[int, int], network: DefectNetwork) -> None:
     grey_hw = frame_of(*size_hw)
     answer = Predictor(network, LARGE).look(grey_hw)
-    assert answer.heads_2k.shape == (2, 1 + K)
-    assert answer.heads_2k.dtype == answer.probabilities_khw.dtype == np.float32
+    assert answer.head_probabilities_k.shape == (K,)
+    assert answer.head_probabilities_k.dtype == answer.probabilities_khw.dtype == np.float32
     assert answer.probabilities_khw.shape == (K, *size_hw)
     assert answer.probabilities_khw.std() > 1e-3
     assert_is(answer, directly(network, grey_hw))
@@ -116,7 +121,7 @@ def naively_tiled(
         weight_hw = blend_weights(w, h, overlap_px).astype(np.float64)
         total[:, y : y + h, x : x + w] += weight_hw * masks_khw
         weights[y : y + h, x : x + w] += weight_hw
-        heads.append(heads_2k)
+        heads.append(heads_of(heads_2k))
     assert len(heads) > 1
     return np.max(heads, axis=0), (total / weights).astype(np.float32)
 
@@ -131,8 +136,8 @@ def test_several_tiles_are_joined_as_the_naive_way(
     grey_hw = frame_of(*size_hw)
     overlap_px = min(OVERLAP_PX, min(tile_wh) // 4)
     answer = Predictor(network, tile_wh).look(grey_hw)
-    heads_2k, masks_khw = naively_tiled(network, grey_hw, tile_wh, overlap_px)
-    np.testing.assert_allclose(answer.heads_2k, heads_2k, rtol=2e-5, atol=2e-5)
+    heads_k, masks_khw = naively_tiled(network, grey_hw, tile_wh, overlap_px)
+    np.testing.assert_allclose(answer.head_probabilities_k, heads_k, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(answer.probabilities_khw, masks_khw, atol=2e-5)
     of_tiles = [
         directly(network, grey_hw[y : y + h, x : x + w])[0][:, 0].mean()
@@ -164,7 +169,12 @@ def test_flips_of_a_padded_frame_turn_the_padding_too(network: DefectNetwork) ->
     padded = np.pad(grey_hw, ((0, 26), (0, 6)), mode="reflect")
     whole = Predictor(network, LARGE, flips=True).look(padded)
     answer = Predictor(network, LARGE, flips=True).look(grey_hw)
-    assert_is(answer, (whole.heads_2k, whole.probabilities_khw[:, :70, :90]), 1e-6)
+    for one, other in (
+        (answer.head_probabilities_k, whole.head_probabilities_k),
+        (answer.probabilities_khw, whole.probabilities_khw[:, :70, :90]),
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert answer.faulty_logit == pytest.approx(whole.faulty_logit, abs=1e-6)
 
 
 def test_it_is_the_network_in_evaluation_mode(network: DefectNetwork) -> None:
@@ -173,7 +183,7 @@ def test_it_is_the_network_in_evaluation_mode(network: DefectNetwork) -> None:
     predictor = Predictor(network, LARGE)
     assert not network.training
     first, second = (predictor.look(frame_of(64, 64)) for _ in range(2))
-    np.testing.assert_array_equal(first.heads_2k, second.heads_2k)
+    np.testing.assert_array_equal(first.head_probabilities_k, second.head_probabilities_k)
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
@@ -189,7 +199,7 @@ def test_autocast_is_used_for_each_pass(network: DefectNetwork) -> None:
     grey_hw = frame_of(64, 64)
     answer = Predictor(network, LARGE, flips=True, autocast=context).look(grey_hw)
     assert len(entered) == 4
-    assert answer.heads_2k.dtype == answer.probabilities_khw.dtype == np.float32
+    assert answer.head_probabilities_k.dtype == answer.probabilities_khw.dtype == np.float32
     exact = Predictor(network, LARGE, flips=True).look(grey_hw)
     assert np.abs(answer.probabilities_khw - exact.probabilities_khw).max() < 0.1
 
@@ -211,7 +221,8 @@ def test_predictions_are_the_answers_in_order(network: DefectNetwork, source: Fr
     for row, i in enumerate(indices):
         frame = source.frames[i]
         heads_2k, masks_khw = directly(network, read_file(frame.path).grey_hw)
-        np.testing.assert_allclose(found.head_logits_n2k[row], heads_2k, rtol=2e-5, atol=2e-5)
+        heads_k = heads_of(heads_2k)
+        np.testing.assert_allclose(found.head_probabilities_nk[row], heads_k, atol=2e-5)
         assert found.faulty_logits[row] == pytest.approx(heads_2k[:, 0].mean(), rel=2e-5)
         assert found.faulty[row] == bool(frame.class_ids)
         assert found.present_nk[row].tolist() == [c in frame.class_ids for c in found.class_ids]
@@ -250,9 +261,8 @@ def test_scores_are_those_that_decisions_are_made_from(
     decision = load_decision(path, source.class_ids)
     for i in range(6):
         answer = predictor.look(source.pixels(i).grey_hw)
-        heads = torch.from_numpy(answer.heads_2k).sigmoid().numpy()
         faulty = torch.tensor(answer.faulty_logit, dtype=torch.float64).sigmoid().item()
-        judged = decide(faulty, heads[:, 1:].mean(axis=0), answer.probabilities_khw, decision)
+        judged = decide(faulty, answer.head_probabilities_k, answer.probabilities_khw, decision)
         scores = list(judged.class_probabilities.values())
         np.testing.assert_allclose(found.type_scores_nk[i], scores, atol=1e-6)
         assert found.faulty_probability[i] == pytest.approx(faulty, abs=1e-6)

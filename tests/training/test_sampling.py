@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steelsight.data.frames import FrameSource, LabelledFrame
 from steelsight.errors import InputError
 from steelsight.training.config import Sampling
-from steelsight.training.frames import FrameSource, TrainingFrame
 from steelsight.training.sampling import CropKind, Sampler
 
 DEFECT, PASTE, CLEAN, ANY = CropKind.DEFECT, CropKind.PASTE, CropKind.CLEAN, CropKind.ANY
@@ -17,7 +17,7 @@ def make_source(*frames: str, class_ids: str = "abc") -> FrameSource:
     """Frames by their types; a capital letter is a type without a mask."""
     return FrameSource(
         [
-            TrainingFrame(
+            LabelledFrame(
                 f"{n}.png",
                 Path(f"{n}.png"),
                 (64, 32),

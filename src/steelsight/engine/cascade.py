@@ -41,8 +41,14 @@ class TakenIn:
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
-class _Evidence(NamedTuple):
-    """What the networks say about a frame; masks ``(C, H, W)`` are ``None`` if all was cleared."""
+class Evidence(NamedTuple):
+    """What the networks say about a frame, before any decision.
+
+    Attributes:
+        faulty_probability: stage 1, as the network says it.
+        head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``.
+        probabilities_chw: of the masks; ``None`` if stage 1 cleared the whole frame.
+    """
 
     faulty_probability: float
     head_probabilities: NDArray[np.float32]
@@ -221,8 +227,9 @@ class Inspector:
         decision = self.bundle.decision
         try:
             evidence = self._look(frame.grey_hw, milliseconds)
+            faulty_probability = decision.gate.calibrated(evidence.faulty_probability)
             started = time.perf_counter()
-            judgement = decide(*evidence, decision)
+            judgement = decide(faulty_probability, *evidence[1:], decision)
             milliseconds["decide"] = _ms_since(started)
         except EngineError as error:
             return self._unknown(taken, Reason.ENGINE_FAILED, str(error))
@@ -230,7 +237,6 @@ class Inspector:
             # One frame must not end a run, and must not be lost.
             detail = f"expected an answer, got {type(error).__name__}: {error}"
             return self._unknown(taken, Reason.ENGINE_FAILED, detail)
-        faulty_probability = evidence.faulty_probability
         return Inspection(
             image=taken.image,
             sha256=taken.sha256,
@@ -254,29 +260,43 @@ class Inspector:
             return ()
         return (f"another size than the {width} x {height} pixels the model was measured on",)
 
-    def _look(self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float]) -> _Evidence:
+    def look(self, grey_hw: imaging.GreyHW) -> Evidence:
+        """What both networks say about a frame, segmented whatever stage 1 says.
+
+        This is what thresholds are chosen from: the gate may not hide any frame. Scores may be NaN
+        or infinite where the network fails.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        return self._look(grey_hw, {"gate": 0.0, "segment": 0.0}, gated=False)
+
+    def _look(
+        self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float], *, gated: bool = True
+    ) -> Evidence:
         """Gate and, where it does not clear, segmenter, tile by tile.
 
         A frame is as faulty as its worst tile. Tiles follow each other through both networks, so
         that memory holds the features of one.
         """
-        spec = self.bundle.manifest.input
+        spec, decision = self.bundle.manifest.input, self.bundle.decision
         size_wh = (grey_hw.shape[1], grey_hw.shape[0])
         takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
-        worst = _Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
+        worst = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
         stitcher: imaging.Stitcher | None = None
         for (x, y, w, h), frames in tiles_of(grey_hw, spec):
             started = time.perf_counter()
             outputs = self._gate.run({"frames": frames})
-            seen = _Evidence(
+            seen = Evidence(
                 float(outputs.pop("faulty_probability")[0]),
                 outputs.pop("class_probabilities")[0],
                 None,
             )
             worst = _worse(worst, seen)
             milliseconds["gate"] += _ms_since(started)
-            if is_cleared(seen.faulty_probability, self.bundle.decision):
+            faulty_probability = decision.gate.calibrated(seen.faulty_probability)
+            if gated and is_cleared(faulty_probability, decision):
                 continue
             started = time.perf_counter()
             given = {"frames": frames} if takes_frames else outputs
@@ -310,7 +330,7 @@ class Inspector:
         )
 
 
-def _worse(a: _Evidence, b: _Evidence) -> _Evidence:
+def _worse(a: Evidence, b: Evidence) -> Evidence:
     """The higher score of each kind; NaN if the second has any that is not finite.
 
     A plain maximum would lose minus infinity.

@@ -3,7 +3,7 @@
 Masks are kept as counts of pixels by mask logit, inside and outside of the labelled mask: 800 bytes
 a type instead of a megabyte. They give the Dice of a frame at any of the 49 thresholds exactly.
 
-Shapes: N frames, K types in channel order, B bins of mask logits.
+Shapes: N frames, K types in channel order, B bins of mask logits, R regions of labelled masks.
 """
 
 import io
@@ -11,22 +11,38 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from steelsight.data.frames import FramePixels, LabelledFrame
 from steelsight.data.labels import shown
 from steelsight.data.tables import check_is_file
+from steelsight.decisions import mask_peaks
 from steelsight.errors import InputError, first_names
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Float32s = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+
+
+_LOGIT_LIMITS = (-87.0, 17.0)
+"""Of a float32 probability that is neither 0 nor 1."""
+
+
+def logit(probabilities: NDArray[np.floating[Any]]) -> Floats:
+    """``log(p / (1 - p))`` in float64; 0 and 1 give the ends of what float32 can tell."""
+    p = np.asarray(probabilities, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logits: Floats = np.clip(np.log(p) - np.log1p(-p), *_LOGIT_LIMITS)
+    return logits
 
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> Floats:
@@ -58,7 +74,7 @@ _BLOCK_PX = 1 << 16
 """Pixels worked on at once: they stay in the processor's cache."""
 
 _FILE_FORMAT = "steelsight predictions"
-_FILE_VERSION = 1
+_FILE_VERSION = 2
 _MAX_FILE_BYTES = 4 << 30
 
 
@@ -92,11 +108,68 @@ def mask_counts(
                     f"expected mask probabilities from 0 to 1, the network gave {plane.min()} to"
                     f" {plane.max()}; it diverged: lower its learning rate"
                 )
-            bins = _BIN_OF_CELL[(plane * np.float32(_CELLS)).astype(np.int16)]
-            bins += plane >= _NEXT_EDGE[bins]
+            bins = _bins(plane)
             bins += (bits_p[block] >> k & 1).astype(np.uint8) * np.uint8(BINS)
             counts_kb[k] += np.bincount(bins, minlength=2 * BINS)
     return counts_kb[:, BINS:], counts_kb[:, :BINS]
+
+
+def _bins(probabilities: Float32s) -> NDArray[np.uint8]:
+    bins = _BIN_OF_CELL[(probabilities * np.float32(_CELLS)).astype(np.int16)]
+    bins += probabilities >= _NEXT_EDGE[bins]
+    return bins
+
+
+class RegionCounts(NamedTuple):
+    """The connected regions (8 neighbours) of one labelled mask.
+
+    Attributes:
+        boxes_r4: upright boxes, x, y, width and height in pixels.
+        counts_rb: pixels of each region by mask logit, ``(R, B)``.
+    """
+
+    boxes_r4: Ints
+    counts_rb: Ints
+
+
+def region_counts(probabilities_hw: Float32s, mask_hw: Bools) -> RegionCounts:
+    """Pixels of every region of a labelled mask by mask logit.
+
+    Args:
+        probabilities_hw: of that type, 0..1.
+        mask_hw: the labelled mask, same shape.
+    """
+    x, y, width, height = cv2.boundingRect(mask_hw.view(np.uint8))
+    inside = np.s_[y : y + height, x : x + width]
+    if not width:
+        return RegionCounts(np.zeros((0, 4), np.int64), np.zeros((0, BINS), np.int64))
+    cropped_hw = np.ascontiguousarray(mask_hw[inside])
+    _, regions_hw, boxes, _ = cv2.connectedComponentsWithStats(
+        cropped_hw.view(np.uint8), connectivity=8
+    )
+    region = regions_hw[cropped_hw].astype(np.int64) - 1
+    flat = region * BINS + _bins(probabilities_hw[inside][cropped_hw])
+    found = len(boxes) - 1
+    counts_rb = np.bincount(flat, minlength=found * BINS).reshape(found, BINS)
+    boxes_r4 = boxes[1:, :4].astype(np.int64) + np.array([x, y, 0, 0])
+    return RegionCounts(boxes_r4, counts_rb)
+
+
+class Unanswered(NamedTuple):
+    """A frame about which nothing can be said, so that it is neither found nor missed.
+
+    Attributes:
+        image: its name.
+        reason: code of :class:`steelsight.defects.Reason`, or why another tool has no answer.
+        faulty: what its label says.
+    """
+
+    image: str
+    reason: str
+    faulty: bool
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,15 +180,27 @@ class Predictions:
         images: names of the frames, each once.
         class_ids: the types, in channel order.
         folds: which part of a cross-validation held the frame out, ``(N,)``.
+        groups: frames that show the same steel, or come from one coil, have the same number. The
+            bootstrap draws groups, ``(N,)``.
         faulty: label: a defect of any type is on the frame, ``(N,)``.
         present_nk: label: the type is on the frame.
         masked_nk: the type is on the frame and its mask is known. Dice is measured on these.
         faulty_logits: mean of both heads' faulty logits, ``(N,)``.
-        head_logits_n2k: logits of both heads (average, soft maximum), ``(N, 2, 1 + K)``: faulty,
-            then the types.
+        head_probabilities_nk: mean of both heads' sigmoids by type.
         peaks_nk: :func:`steelsight.decisions.mask_peaks` of the mask probabilities at full size.
         inside_nkb: pixels by mask logit inside of the labelled mask, see :func:`mask_counts`.
         outside_nkb: the same outside of it: all pixels where the type has no mask.
+        sizes_n2: width and height of the frames in pixels.
+        brightness_n: mean grey level of the frames, 0..255.
+        region_frames_r: which frame a region of a labelled mask is on, ascending, ``(R,)``.
+        region_types_r: which type it is.
+        region_boxes_r4: its upright box: x, y, width, height in pixels.
+        region_counts_rb: its pixels by mask logit; the regions of a mask add up to ``inside_nkb``.
+        unanswered: further frames that were looked at without an answer.
+        scored: frames and types have scores. If not, only masks are known (of another tool), and
+            scores are 1 where there is a mask and 0 elsewhere.
+        graded: masks are probabilities. If not, their pixels are 0 or 1.
+        about: where the predictions come from, values that JSON can hold.
 
     Raises:
         ValueError: lengths, shapes or number types differ, or the labels contradict each other.
@@ -124,34 +209,53 @@ class Predictions:
     images: tuple[str, ...]
     class_ids: tuple[str, ...]
     folds: Ints
+    groups: Ints
     faulty: Bools
     present_nk: Bools
     masked_nk: Bools
     faulty_logits: Float32s
-    head_logits_n2k: Float32s
+    head_probabilities_nk: Float32s
     peaks_nk: Float32s
     inside_nkb: Ints
     outside_nkb: Ints
+    sizes_n2: Ints
+    brightness_n: Float32s
+    region_frames_r: Ints
+    region_types_r: Ints
+    region_boxes_r4: Ints
+    region_counts_rb: Ints
+    unanswered: tuple[Unanswered, ...] = ()
+    scored: bool = True
+    graded: bool = True
+    about: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     def __post_init__(self) -> None:
-        n, k = len(self.images), len(self.class_ids)
+        n, k, r = len(self.images), len(self.class_ids), len(self.region_frames_r)
         for name, kind, shape in (
             ("folds", np.int64, (n,)),
+            ("groups", np.int64, (n,)),
             ("faulty", np.bool_, (n,)),
             ("present_nk", np.bool_, (n, k)),
             ("masked_nk", np.bool_, (n, k)),
             ("faulty_logits", np.float32, (n,)),
-            ("head_logits_n2k", np.float32, (n, 2, 1 + k)),
+            ("head_probabilities_nk", np.float32, (n, k)),
             ("peaks_nk", np.float32, (n, k)),
             ("inside_nkb", np.int64, (n, k, BINS)),
             ("outside_nkb", np.int64, (n, k, BINS)),
+            ("sizes_n2", np.int64, (n, 2)),
+            ("brightness_n", np.float32, (n,)),
+            ("region_frames_r", np.int64, (r,)),
+            ("region_types_r", np.int64, (r,)),
+            ("region_boxes_r4", np.int64, (r, 4)),
+            ("region_counts_rb", np.int64, (r, BINS)),
         ):
             array = getattr(self, name)
             if array.dtype != kind or array.shape != shape:
                 raise ValueError(
                     f"{name}: expected {np.dtype(kind)} {shape}, got {array.dtype} {array.shape}"
                 )
-        for names in (self.images, self.class_ids):
+        looked_at = (*self.images, *(frame.image for frame in self.unanswered))
+        for names in (looked_at, self.class_ids):
             if len(set(names)) < len(names):
                 raise ValueError("expected each image and each type once")
         if (self.present_nk.any(axis=1) & ~self.faulty).any():
@@ -162,6 +266,19 @@ class Predictions:
             raise ValueError("pixels lie inside of a mask that does not exist")
         if min(self.inside_nkb.min(initial=0), self.outside_nkb.min(initial=0)) < 0:
             raise ValueError("a number of pixels is negative")
+        self._check_regions(n, k)
+
+    def _check_regions(self, frames: int, types: int) -> None:
+        frame_r, type_r = self.region_frames_r, self.region_types_r
+        outside = (frame_r < 0) | (frame_r >= frames) | (type_r < 0) | (type_r >= types)
+        if outside.any() or (np.diff(frame_r) < 0).any():
+            raise ValueError("a region is on a frame or of a type that does not exist")
+        if self.region_counts_rb.min(initial=0) < 0:
+            raise ValueError("a number of pixels is negative")
+        summed_nkb = np.zeros_like(self.inside_nkb)
+        np.add.at(summed_nkb, (frame_r, type_r), self.region_counts_rb)
+        if not np.array_equal(summed_nkb, self.inside_nkb):
+            raise ValueError("the regions of a mask are not its pixels")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -174,8 +291,24 @@ class Predictions:
     @property
     def type_scores_nk(self) -> Floats:
         """Score of each type as in :mod:`steelsight.decisions`, 0..1, every frame segmented."""
-        scores_nk: Floats = sigmoid(self.head_logits_n2k[:, :, 1:]).sum(axis=1) + self.peaks_nk
-        return scores_nk / 3
+        # In float32 like there: a score at a threshold falls on the same side.
+        scores_nk = (2 * self.head_probabilities_nk + self.peaks_nk) / np.float32(3)
+        return scores_nk.astype(np.float64)
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Predictions":
+        """Those of some frames, in the same order; the unanswered ones are left out.
+
+        Args:
+            chosen: which, ``(N,)``.
+        """
+        of_region = chosen[self.region_frames_r]
+        arrays = {
+            name: getattr(self, name)[of_region if name.startswith("region_") else chosen]
+            for name in _ARRAYS
+        }
+        arrays["region_frames_r"] = (np.cumsum(chosen) - 1)[arrays["region_frames_r"]]
+        images = tuple(self.images[n] for n in np.flatnonzero(chosen))
+        return replace(self, images=images, unanswered=(), **arrays)
 
     # Files ---------------------------------------------------------------------------------------
 
@@ -190,6 +323,10 @@ class Predictions:
             "version": _FILE_VERSION,
             "images": self.images,
             "class_ids": self.class_ids,
+            "unanswered": self.unanswered,
+            "scored": self.scored,
+            "graded": self.graded,
+            "about": dict(self.about),
         }
         content = io.BytesIO()
         np.savez_compressed(
@@ -215,8 +352,8 @@ class Predictions:
                     raise ValueError(f"its parts claim {size} bytes")
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as arrays:
-                    images, class_ids = _names(json.loads(arrays["about"].tobytes()))
-                    return cls(images, class_ids, *(arrays[name] for name in _ARRAYS))
+                    told = _told(json.loads(arrays["about"].tobytes()))
+                    return cls(**told, **{name: arrays[name] for name in _ARRAYS})
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror or error}), {expected}; check the path"
@@ -274,6 +411,8 @@ class Predictions:
             raise ValueError("expected predictions, got none")
         class_ids = parts[0].class_ids
         images: dict[str, None] = {}
+        frames_before = 0
+        arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in _ARRAYS}
         for part in parts:
             if part.class_ids != class_ids:
                 raise InputError(
@@ -287,24 +426,194 @@ class Predictions:
                     " once; give those of one cross-validation"
                 )
             images.update(dict.fromkeys(part.images))
+            for name in _ARRAYS:
+                arrays[name].append(getattr(part, name))
+            arrays["region_frames_r"][-1] = part.region_frames_r + frames_before
+            frames_before += len(part)
         return Predictions(
-            tuple(images),
-            class_ids,
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS),
+            images=tuple(images),
+            class_ids=class_ids,
+            unanswered=tuple(frame for part in parts for frame in part.unanswered),
+            scored=all(part.scored for part in parts),
+            graded=all(part.graded for part in parts),
+            about=parts[0].about,
+            **{name: np.concatenate(those) for name, those in arrays.items()},
         )
 
 
-_ARRAYS = tuple(field.name for field in fields(Predictions))[2:]
+_ARRAYS = tuple(
+    f.name
+    for f in fields(Predictions)
+    if f.name not in ("images", "class_ids", "unanswered", "scored", "graded", "about")
+)
 
 
-def _names(about: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Images and types of a file."""
+def _told(about: Any) -> dict[str, Any]:
+    """What a file holds beside the arrays."""
     if about["format"] != _FILE_FORMAT or about["version"] != _FILE_VERSION:
         raise ValueError("another format or version")
     images, class_ids = tuple(about["images"]), tuple(about["class_ids"])
-    if not all(isinstance(name, str) for name in images + class_ids):
+    unanswered = tuple(Unanswered(*frame) for frame in about["unanswered"])
+    names = (*images, *class_ids, *(text for frame in unanswered for text in frame[:2]))
+    if not all(isinstance(name, str) for name in names):
         raise ValueError("a name is no text")
-    return images, class_ids
+    switches = [about["scored"], about["graded"], *(frame.faulty for frame in unanswered)]
+    if not all(isinstance(switch, bool) for switch in switches):
+        raise ValueError("true or false is something else")
+    if not isinstance(about["about"], dict):
+        raise ValueError("its origin is no table")
+    return {
+        "images": images,
+        "class_ids": class_ids,
+        "unanswered": unanswered,
+        "scored": about["scored"],
+        "graded": about["graded"],
+        "about": about["about"],
+    }
+
+
+# Collecting --------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a network says about one frame, segmented whatever stage 1 says.
+
+    Attributes:
+        faulty_logit: stage 1.
+        head_probabilities_k: mean of both heads' sigmoids by type.
+        probabilities_khw: of the masks at full size.
+    """
+
+    faulty_logit: float
+    head_probabilities_k: Float32s
+    probabilities_khw: Float32s
+
+
+class Collector:
+    """Puts predictions together frame by frame; what it keeps of a frame is a few kilobytes.
+
+    Args:
+        class_ids: the types, in channel order.
+    """
+
+    def __init__(self, class_ids: Sequence[str]) -> None:
+        self.class_ids = tuple(class_ids)
+        self._frames: list[tuple[LabelledFrame, int, int]] = []
+        self._rows: list[tuple[Any, ...]] = []
+        self._regions: list[tuple[int, int, RegionCounts]] = []
+        self._unanswered: list[Unanswered] = []
+
+    def add(
+        self,
+        frame: LabelledFrame,
+        pixels: FramePixels,
+        answer: Answer,
+        *,
+        fold: int = 0,
+        group: int | None = None,
+    ) -> None:
+        """Compares an answer with the frame's labels.
+
+        Args:
+            frame: its labels.
+            pixels: its grey levels and labelled masks.
+            answer: of the network.
+            fold: which part of a cross-validation held it out.
+            group: frames of the same group are not independent; ``None``: it stands alone.
+
+        Raises:
+            InputError: a mask probability is NaN or not in 0..1.
+        """
+        masks_khw, n = answer.probabilities_khw, len(self._frames)
+        inside_kb, outside_kb = mask_counts(masks_khw, pixels.types_hw)
+        for k, class_id in enumerate(self.class_ids):
+            if frame.rle_by_class.get(class_id):
+                mask_hw = (pixels.types_hw >> k & 1).astype(np.bool_)
+                self._regions.append((n, k, region_counts(masks_khw[k], mask_hw)))
+        self._frames.append((frame, fold, -1 if group is None else group))
+        self._rows.append(
+            (
+                answer.faulty_logit,
+                answer.head_probabilities_k,
+                mask_peaks(masks_khw),
+                inside_kb,
+                outside_kb,
+                pixels.grey_hw.shape[::-1],
+                cv2.mean(pixels.grey_hw)[0],
+            )
+        )
+
+    def add_unanswered(self, frame: LabelledFrame, reason: str) -> None:
+        """Counts a frame about which nothing can be said."""
+        self._unanswered.append(Unanswered(frame.image, reason, bool(frame.class_ids)))
+
+    def predictions(
+        self,
+        *,
+        scored: bool = True,
+        graded: bool = True,
+        about: Mapping[str, Any] = _NOTHING,
+    ) -> Predictions:
+        """All that was added, in its order."""
+        frames = [frame for frame, _, _ in self._frames]
+        n, k = len(frames), len(self.class_ids)
+        columns = [
+            np.array([row[column] for row in self._rows], dtype).reshape(n, *shape)
+            for column, (dtype, shape) in enumerate(
+                (
+                    (np.float32, ()),
+                    (np.float32, (k,)),
+                    (np.float32, (k,)),
+                    (np.int64, (k, BINS)),
+                    (np.int64, (k, BINS)),
+                    (np.int64, (2,)),
+                    (np.float32, ()),
+                )
+            )
+        ]
+        logits, heads_nk, peaks_nk, inside_nkb, outside_nkb, sizes_n2, brightness_n = columns
+        of_mask = [np.full(len(found.boxes_r4), at) for at, _, found in self._regions]
+        of_type = [np.full(len(found.boxes_r4), at) for _, at, found in self._regions]
+        no_boxes, no_counts = np.zeros((0, 4), np.int64), np.zeros((0, BINS), np.int64)
+        return Predictions(
+            images=tuple(frame.image for frame in frames),
+            class_ids=self.class_ids,
+            folds=np.array([fold for _, fold, _ in self._frames], np.int64),
+            groups=_numbered([group for _, _, group in self._frames]),
+            faulty=np.array([bool(frame.class_ids) for frame in frames], np.bool_),
+            present_nk=np.array(
+                [[c in f.class_ids for c in self.class_ids] for f in frames], np.bool_
+            ).reshape(n, k),
+            masked_nk=np.array(
+                [[bool(f.rle_by_class.get(c)) for c in self.class_ids] for f in frames], np.bool_
+            ).reshape(n, k),
+            faulty_logits=logits,
+            head_probabilities_nk=heads_nk,
+            peaks_nk=peaks_nk,
+            inside_nkb=inside_nkb,
+            outside_nkb=outside_nkb,
+            sizes_n2=sizes_n2,
+            brightness_n=brightness_n,
+            region_frames_r=np.concatenate([np.zeros(0, np.int64), *of_mask]),
+            region_types_r=np.concatenate([np.zeros(0, np.int64), *of_type]),
+            region_boxes_r4=np.concatenate([no_boxes, *(r.boxes_r4 for _, _, r in self._regions)]),
+            region_counts_rb=np.concatenate(
+                [no_counts, *(r.counts_rb for _, _, r in self._regions)]
+            ),
+            unanswered=tuple(self._unanswered),
+            scored=scored,
+            graded=graded,
+            about=about,
+        )
+
+
+def _numbered(groups: Sequence[int]) -> Ints:
+    """Each frame without a group (-1) gets a number of its own."""
+    numbers = np.array(groups, np.int64)
+    alone = numbers < 0
+    first = numbers.max(initial=-1) + 1
+    numbers[alone] = first + np.arange(np.count_nonzero(alone))
+    return numbers
 
 
 def _number(value: float) -> float | None:

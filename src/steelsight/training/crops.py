@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelsight.data.catalog import DARK_BELOW
+from steelsight.data.frames import FramePixels, FrameSource, LabelledFrame, TypesHW
 from steelsight.errors import InputError
 from steelsight.imaging import GreyHW
 from steelsight.masks import rle_runs
 from steelsight.training.config import Augment, Sampling, TrainConfig
-from steelsight.training.frames import FramePixels, FrameSource, TrainingFrame, TypesHW
 from steelsight.training.sampling import CropPlan, Sampler
 
 BATCHES_AHEAD = 2
@@ -107,7 +107,7 @@ def _generator(plan: CropPlan, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[plan.seed, stream]))
 
 
-def _mask_pixel(rng: np.random.Generator, frame: TrainingFrame, class_id: str) -> tuple[int, int]:
+def _mask_pixel(rng: np.random.Generator, frame: LabelledFrame, class_id: str) -> tuple[int, int]:
     """Column and row of a pixel of the type's mask, all with equal chances."""
     starts, ends = rle_runs(frame.rle_by_class[class_id], frame.size_wh)
     counts = np.cumsum(ends - starts)

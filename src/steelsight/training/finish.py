@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelsight.bundle import Bundle, Precision, class_entries
+from steelsight.data.frames import LabelledFrame
 from steelsight.data.synthetic import LARGEST_WH, SMALLEST_WH, CoilConfig, draw_frame
 from steelsight.evaluation.metrics import kaggle_dice, summary
 from steelsight.evaluation.predictions import Predictions
@@ -25,7 +26,6 @@ from steelsight.training.export import (
     export_bundle,
     no_progress,
 )
-from steelsight.training.frames import TrainingFrame
 from steelsight.training.prepare import TrainingData, count_frames
 
 RESAMPLES = 2000
@@ -67,7 +67,7 @@ def make_bundle(
     found: Predictions,
     data: TrainingData,
     *,
-    held_out: Sequence[TrainingFrame],
+    held_out: Sequence[LabelledFrame],
     precision: Precision,
     name: str,
     terms: str,
@@ -167,10 +167,10 @@ def _same_logit(scores: NDArray[np.float64], threshold: float) -> NDArray[np.boo
     return same
 
 
-def spread(frames: Sequence[TrainingFrame], most: int) -> list[TrainingFrame]:
+def spread(frames: Sequence[LabelledFrame], most: int) -> list[LabelledFrame]:
     """Some of the frames, half of them faulty if there are enough, the same ones each time."""
 
-    def by_hash(frame: TrainingFrame) -> bytes:
+    def by_hash(frame: LabelledFrame) -> bytes:
         return hashlib.sha256(frame.image.encode(errors="surrogateescape")).digest()
 
     faulty = sorted((f for f in frames if f.class_ids), key=by_hash)

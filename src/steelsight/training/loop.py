@@ -27,6 +27,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import save_file
 from torch import Tensor
 
+from steelsight.data.frames import FrameSource, LabelledFrame
 from steelsight.engine.runtime import available_cores
 from steelsight.errors import InputError
 from steelsight.evaluation.metrics import Summary, summary
@@ -43,7 +44,6 @@ from steelsight.training.checkpoint import (
 )
 from steelsight.training.config import Precision, TrainConfig
 from steelsight.training.crops import Batch, BatchLoader
-from steelsight.training.frames import FrameSource, TrainingFrame
 from steelsight.training.optimise import (
     AveragedWeights,
     freeze_batchnorm,
@@ -598,7 +598,7 @@ class _Run:
         return Outcome(True, self.state.step, about["step"], found)
 
 
-def some_of(frames: Sequence[TrainingFrame], most: int) -> list[int]:
+def some_of(frames: Sequence[LabelledFrame], most: int) -> list[int]:
     """Indices of frames for a validation: half of them faulty if there are enough of both.
 
     The same ones each time.

@@ -6,20 +6,18 @@ them, so the gate may not hide any.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steelsight.data.frames import FrameSource
 from steelsight.data.threads import in_order
-from steelsight.decisions import mask_peaks
-from steelsight.evaluation.predictions import BINS, Predictions, mask_counts
+from steelsight.evaluation.predictions import Answer, Collector, Predictions
 from steelsight.imaging import Stitcher, pad_to_multiple, tile_plan
 from steelsight.models.res_unet import DefectNetwork, upsample_logits
 from steelsight.models.resnet import GREY_MEAN, GREY_STD
-from steelsight.training.frames import FrameSource
 
 OVERLAP_PX = 64
 FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
@@ -29,17 +27,6 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))
 def normalise(grey_n1hw: Tensor) -> Tensor:
     """Grey levels 0..255, any number type, to the network's input, float32."""
     return grey_n1hw.float() * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
-
-
-class Answer(NamedTuple):
-    """What a network says about one frame.
-
-    ``heads_2k`` ``(2, 1 + K)``: logits of both heads; ``probabilities_khw``: of the masks.
-    """
-
-    faulty_logit: float
-    heads_2k: NDArray[np.float32]
-    probabilities_khw: NDArray[np.float32]
 
 
 class Predictor:
@@ -67,7 +54,7 @@ class Predictor:
         self._device = next(network.parameters()).device
 
     def look(self, grey_hw: NDArray[np.uint8]) -> Answer:
-        """The network's answer on one frame; of several tiles, each logit is the highest."""
+        """The network's answer on one frame; of several tiles, each score is the highest."""
         height, width = grey_hw.shape
         overlap_px = min(OVERLAP_PX, min(self.tile_wh) // 4)
         tiles = tile_plan((width, height), self.tile_wh, overlap_px)
@@ -84,7 +71,7 @@ class Predictor:
         assert stitcher is not None  # noqa: S101 - there are tiles
         return Answer(
             max(answer.faulty_logit for answer in answers),
-            np.maximum.reduce([answer.heads_2k for answer in answers]),
+            np.maximum.reduce([answer.head_probabilities_k for answer in answers]),
             stitcher.probabilities_chw,
         )
 
@@ -97,7 +84,7 @@ class Predictor:
         heads_2k, masks_1khw = (sum(turned) / len(seen) for turned in zip(*seen, strict=True))
         return Answer(
             float(heads_2k[:, 0].mean()),
-            heads_2k.cpu().numpy(),
+            heads_2k[:, 1:].sigmoid().mean(dim=0).cpu().numpy(),
             masks_1khw[0, :, :height, :width].cpu().numpy(),
         )
 
@@ -131,41 +118,10 @@ def predict(
         threads: for decoding; all cores by default.
         progress: called with the number done and the number of all.
     """
-    class_ids = tuple(source.class_ids)
-    rows = []
+    collector = Collector(source.class_ids)
     for done, pixels in enumerate(in_order(source.pixels, indices, threads)):
         answer = predictor.look(pixels.grey_hw)
-        masks_khw = answer.probabilities_khw
-        counts = mask_counts(masks_khw, pixels.types_hw)
-        rows.append((answer.faulty_logit, answer.heads_2k, mask_peaks(masks_khw), *counts))
+        collector.add(source.frames[indices[done]], pixels, answer, fold=fold)
         if progress:
             progress(done + 1, len(indices))
-    frames = [source.frames[index] for index in indices]
-    present_nk = np.array([[c in f.class_ids for c in class_ids] for f in frames], bool)
-    masked_nk = np.array([[c in f.rle_by_class for c in class_ids] for f in frames], bool)
-    n, k = shape_nk = (len(frames), len(class_ids))
-    faulty_n, heads_n2k, peaks_nk, inside_nkb, outside_nkb = (
-        np.array([row[column] for row in rows], dtype).reshape(n, *shape)
-        for column, (dtype, shape) in enumerate(
-            (
-                (np.float32, ()),
-                (np.float32, (2, 1 + k)),
-                (np.float32, (k,)),
-                (np.int64, (k, BINS)),
-                (np.int64, (k, BINS)),
-            )
-        )
-    )
-    return Predictions(
-        images=tuple(frame.image for frame in frames),
-        class_ids=class_ids,
-        folds=np.full(len(frames), fold),
-        faulty=np.array([bool(frame.class_ids) for frame in frames], bool),
-        present_nk=present_nk.reshape(shape_nk),
-        masked_nk=masked_nk.reshape(shape_nk),
-        faulty_logits=faulty_n,
-        head_logits_n2k=heads_n2k,
-        peaks_nk=peaks_nk,
-        inside_nkb=inside_nkb,
-        outside_nkb=outside_nkb,
-    )
+    return collector.predictions()

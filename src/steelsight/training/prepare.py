@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from steelsight.data.catalog import Catalog, FrameRecord
+from steelsight.data.frames import LabelledFrame, labelled_frame
 from steelsight.data.labels import LabelClass, shown
 from steelsight.data.splits import Split
-from steelsight.errors import InputError, LabelError, first_names
-from steelsight.masks import rle_runs
-from steelsight.training.frames import TrainingFrame
+from steelsight.errors import InputError, first_names
 
 LEAST_SIDE_PX = 64
 """Smaller frames leave the deepest features less than two positions."""
@@ -37,8 +36,8 @@ class TrainingData:
     """
 
     classes: tuple[LabelClass, ...]
-    train: tuple[TrainingFrame, ...]
-    held_out: tuple[TrainingFrame, ...]
+    train: tuple[LabelledFrame, ...]
+    held_out: tuple[LabelledFrame, ...]
     tile_wh: tuple[int, int]
     grey: bool
     split_sha256: str
@@ -64,7 +63,7 @@ class TrainingData:
         }
 
 
-def count_frames(frames: Sequence[TrainingFrame], class_ids: Sequence[str]) -> dict[str, Any]:
+def count_frames(frames: Sequence[LabelledFrame], class_ids: Sequence[str]) -> dict[str, Any]:
     """Frames in all, faulty, clean, faulty without mask, and with a mask per type."""
     masked = Counter(c for frame in frames for c in frame.rle_by_class)
     faulty = sum(bool(frame.class_ids) for frame in frames)
@@ -138,29 +137,18 @@ def prepare(
     return data
 
 
-def _frame(record: FrameRecord, prefix: str = "") -> TrainingFrame:
-    labels, path, size_wh = record.labels, record.path, record.size_wh
-    if labels is None or path is None or size_wh is None:  # Split.require has looked
-        raise InputError(f"{shown(record.image)}: expected a labelled image that can be read")
-    if labels.size_wh is not None and labels.size_wh != size_wh:
-        raise LabelError(
-            f"{shown(record.image)}: the labels are for {labels.size_wh[0]} x {labels.size_wh[1]}"
-            f" px, the image has {size_wh[0]} x {size_wh[1]}; label it again or give the image"
-            " that was labelled"
-        )
-    for class_id, rle in labels.rle_by_class.items():
-        rle_runs(rle, size_wh, where=f"{shown(record.image)}, type {class_id}")
+def _frame(record: FrameRecord, prefix: str = "") -> LabelledFrame:
+    frame = labelled_frame(record, prefix)
+    size_wh = frame.size_wh
     if min(size_wh) < LEAST_SIDE_PX:
         raise InputError(
             f"{shown(record.image)}: expected at least {LEAST_SIDE_PX} x {LEAST_SIDE_PX} px, got"
             f" {size_wh[0]} x {size_wh[1]}; leave it out of the data set, or enlarge all frames"
         )
-    return TrainingFrame(
-        prefix + record.image, path, size_wh, dict(labels.rle_by_class), labels.class_ids
-    )
+    return frame
 
 
-def _further(name: str, other: Catalog, catalog: Catalog, notes: list[str]) -> list[TrainingFrame]:
+def _further(name: str, other: Catalog, catalog: Catalog, notes: list[str]) -> list[LabelledFrame]:
     strange = set(other.label_set.class_ids) - set(catalog.label_set.class_ids)
     if strange:
         raise InputError(
@@ -187,7 +175,7 @@ def _further(name: str, other: Catalog, catalog: Catalog, notes: list[str]) -> l
     return usable
 
 
-def _usual_size(frames: Sequence[TrainingFrame]) -> tuple[int, int]:
+def _usual_size(frames: Sequence[LabelledFrame]) -> tuple[int, int]:
     sizes = np.array([frame.size_wh for frame in frames])
     width, height = np.median(sizes, axis=0)
     return int(width), int(height)

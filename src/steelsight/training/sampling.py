@@ -12,9 +12,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from steelsight.data.frames import FrameSource
 from steelsight.errors import InputError
 from steelsight.training.config import Sampling
-from steelsight.training.frames import FrameSource
 
 _STREAM = 0x5A3F
 """Second word of the generators' key; the first is the seed of the run."""

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from steelsight.data import frames as frames_module
+from steelsight.data.frames import FrameSource, LabelledFrame
 from steelsight.errors import InputError, LabelError
 from steelsight.imaging import read_file
 from steelsight.masks import decode_rle, encode_rle
-from steelsight.training import frames as frames_module
-from steelsight.training.frames import FrameSource, TrainingFrame
 
 
 def make_frame(
@@ -20,12 +20,12 @@ def make_frame(
     size_wh: tuple[int, int] = (48, 32),
     types: tuple[str, ...] = (),
     unmasked: tuple[str, ...] = (),
-) -> TrainingFrame:
+) -> LabelledFrame:
     rng = np.random.default_rng(number)
     path = folder / f"{number}.png"
     cv2.imwrite(str(path), rng.integers(0, 256, size_wh[::-1], dtype=np.uint8))
     masks = {c: encode_rle(rng.random(size_wh[::-1]) < 0.3) for c in types}
-    return TrainingFrame(path.name, path, size_wh, masks, (*types, *unmasked))
+    return LabelledFrame(path.name, path, size_wh, masks, (*types, *unmasked))
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(3, np.uint8), (8, np.uint8), (9, np.uint16)])
@@ -51,7 +51,7 @@ def test_what_is_known_about_a_frame(tmp_path):
         (make_frame(tmp_path, 1, types=("a",)), False, True),
         (make_frame(tmp_path, 2, types=("a",), unmasked=("b",)), False, False),
         (make_frame(tmp_path, 3, unmasked=("b",)), False, False),
-        (TrainingFrame("4", tmp_path / "4", (4, 4), {"a": " "}, ("a",)), False, False),
+        (LabelledFrame("4", tmp_path / "4", (4, 4), {"a": " "}, ("a",)), False, False),
     ]
     for frame, clean, masked in cases:
         assert (frame.clean, frame.masked) == (clean, masked)
@@ -88,7 +88,7 @@ def test_a_file_that_changed_since_the_scan_is_one_clear_line(tmp_path, change):
 
 def test_a_mask_beyond_its_frame_names_the_image_and_the_type(tmp_path):
     clean = make_frame(tmp_path, 0)
-    frame = TrainingFrame(clean.image, clean.path, clean.size_wh, {"a": "1500 100"}, ("a",))
+    frame = LabelledFrame(clean.image, clean.path, clean.size_wh, {"a": "1500 100"}, ("a",))
     with pytest.raises(LabelError, match=r"image '0\.png', type a: .*past the 1536 pixels"):
         FrameSource([frame], "a", 0).pixels(0)
 
@@ -154,7 +154,7 @@ def test_many_threads_get_the_right_frames_and_the_budget_holds(tmp_path):
 def test_real_masks_lie_where_their_rle_says(shared_dir):
     folder = shared_dir / "data/severstal"
     image, class_id, rle = (folder / "train.csv").read_text().splitlines()[1].split(",")
-    frame = TrainingFrame(
+    frame = LabelledFrame(
         image, folder / "images" / image, (1600, 256), {class_id: rle}, (class_id,)
     )
     types_hw = FrameSource([frame], "1234", 0).pixels(0).types_hw

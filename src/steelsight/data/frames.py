@@ -15,19 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from steelsight.data.catalog import FrameRecord
 from steelsight.data.labels import shown
-from steelsight.errors import DecodeError, InputError, first_names
+from steelsight.errors import DecodeError, InputError, LabelError, first_names
 from steelsight.imaging import DecodePolicy, GreyHW, read_file
-from steelsight.masks import decode_rle
+from steelsight.masks import decode_rle, rle_runs
 
 MAX_TYPES = 16
+"""Bits of the widest bit image."""
 
 TypesHW = NDArray[np.uint8 | np.uint16]
 _DEFAULT_POLICY = DecodePolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingFrame:
+class LabelledFrame:
     """One labelled frame.
 
     Attributes:
@@ -57,6 +59,60 @@ class TrainingFrame:
         )
 
 
+def labelled_frame(record: FrameRecord, prefix: str = "") -> LabelledFrame:
+    """A scanned frame with its labels, its masks checked.
+
+    Args:
+        record: of the scan.
+        prefix: put in front of its name.
+
+    Raises:
+        InputError: it cannot be decoded or has no labels.
+        LabelError: its labels are for another size, or a mask does not fit.
+    """
+    labels, path, size_wh = record.labels, record.path, record.size_wh
+    if labels is None or path is None or size_wh is None:
+        raise InputError(f"{shown(record.image)}: expected a labelled image that can be read")
+    if labels.size_wh is not None and labels.size_wh != size_wh:
+        raise LabelError(
+            f"{shown(record.image)}: the labels are for {labels.size_wh[0]} x {labels.size_wh[1]}"
+            f" px, the image has {size_wh[0]} x {size_wh[1]}; label it again or give the image"
+            " that was labelled"
+        )
+    for class_id, rle in labels.rle_by_class.items():
+        rle_runs(rle, size_wh, where=f"{shown(record.image)}, type {class_id}")
+    return LabelledFrame(
+        prefix + record.image, path, size_wh, dict(labels.rle_by_class), labels.class_ids
+    )
+
+
+def types_image(
+    frame: LabelledFrame, class_ids: Sequence[str], size_wh: tuple[int, int] | None = None
+) -> TypesHW:
+    """The masks of a frame as one bit image.
+
+    Args:
+        frame: the frame.
+        class_ids: all types in channel order, at most ``MAX_TYPES``.
+        size_wh: width and height of the masks, the frame's if ``None``.
+
+    Returns:
+        uint8 for up to 8 types, else uint16; bit k is set where type k covers the pixel.
+
+    Raises:
+        LabelError: a mask does not fit.
+    """
+    size_wh = size_wh or frame.size_wh
+    types_hw = np.zeros(size_wh[::-1], np.uint8 if len(class_ids) <= 8 else np.uint16)
+    for bit, class_id in enumerate(class_ids):
+        rle = frame.rle_by_class.get(class_id)
+        if rle is not None:
+            where = f"image {shown(frame.image)}, type {class_id}"
+            mask_hw = decode_rle(rle, size_wh, where=where)
+            types_hw |= mask_hw.astype(types_hw.dtype) << types_hw.dtype.type(bit)
+    return types_hw
+
+
 class FramePixels(NamedTuple):
     """A decoded frame; shared by all who ask for it, so nobody may write into it.
 
@@ -83,7 +139,7 @@ class FrameSource:
 
     def __init__(
         self,
-        frames: Sequence[TrainingFrame],
+        frames: Sequence[LabelledFrame],
         class_ids: Sequence[str],
         cache_bytes: int,
         policy: DecodePolicy = _DEFAULT_POLICY,
@@ -136,7 +192,7 @@ class FrameSource:
             types_hw = np.zeros(grey_hw.shape, self._dtype)
         return FramePixels(grey_hw, types_hw)
 
-    def _check_types(self, frame: TrainingFrame) -> None:
+    def _check_types(self, frame: LabelledFrame) -> None:
         unknown = {*frame.class_ids, *frame.rle_by_class} - set(self.class_ids)
         if unknown:
             raise InputError(
@@ -144,7 +200,7 @@ class FrameSource:
                 f" got {first_names(sorted(unknown))}; add them to the types"
             )
 
-    def _read(self, frame: TrainingFrame) -> tuple[GreyHW, TypesHW | None]:
+    def _read(self, frame: LabelledFrame) -> tuple[GreyHW, TypesHW | None]:
         try:
             decoded = read_file(frame.path, policy=self._policy)
         except DecodeError as error:
@@ -161,14 +217,7 @@ class FrameSource:
         grey_hw = decoded.grey_hw
         if not frame.rle_by_class:
             return grey_hw, None
-        types_hw = np.zeros(grey_hw.shape, self._dtype)
-        for bit, class_id in enumerate(self.class_ids):
-            if class_id in frame.rle_by_class:
-                where = f"image {shown(frame.image)}, type {class_id}"
-                rle = frame.rle_by_class[class_id]
-                mask_hw = decode_rle(rle, frame.size_wh, where=where)
-                types_hw |= mask_hw.astype(self._dtype) << self._dtype.type(bit)
-        return grey_hw, types_hw
+        return grey_hw, types_image(frame, self.class_ids)
 
     def _keep(self, index: int, read: tuple[GreyHW, TypesHW | None]) -> None:
         size = _bytes_of(read)
