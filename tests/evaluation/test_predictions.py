@@ -6,12 +6,14 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steelsight.data.frames import FramePixels, LabelledFrame, types_image
 from steelsight.data.predictions import read_predictions
 from steelsight.decisions import decide, load_decision, mask_peaks
 from steelsight.errors import InputError
@@ -20,11 +22,16 @@ from steelsight.evaluation.predictions import (
     BINS,
     MASK_LOGIT_EDGES,
     MASK_PROBABILITY_EDGES,
+    Answer,
+    Collector,
     Predictions,
     Unanswered,
+    logit,
     mask_counts,
+    region_counts,
     sigmoid,
 )
+from steelsight.masks import encode_rle
 
 
 def same(one: Predictions, other: Predictions) -> bool:
@@ -125,6 +132,8 @@ def test_sigmoid_at_both_ends():
         ({"masked_nk": np.ones((3, 2), bool)}, "a mask of a type that is not on it"),
         ({"inside_nkb": np.ones((3, 2, BINS), np.int64)}, "does not exist"),
         ({"outside_nkb": np.full((3, 2, BINS), -1)}, "negative"),
+        ({"unanswered": (Unanswered("0.jpg", "blank", faulty=False),)}, "each image and each type"),
+        ({"region_types_r": np.array([0])}, "region_types_r: expected int64"),
     ],
 )
 def test_contradictions_are_refused(make, change, said):
@@ -132,6 +141,30 @@ def test_contradictions_are_refused(make, change, said):
     values = {f.name: getattr(whole, f.name) for f in fields(whole)}
     with pytest.raises(ValueError, match=said):
         Predictions(**values | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"region_counts_rb": np.zeros((1, BINS), np.int64)}, "are not its pixels"),
+        ({"region_counts_rb": np.full((1, BINS), -1)}, "negative"),
+        ({"region_types_r": np.array([1])}, "are not its pixels"),
+        ({"region_types_r": np.array([2])}, "does not exist"),
+        ({"region_frames_r": np.array([-1])}, "does not exist"),
+    ],
+)
+def test_regions_are_the_labelled_pixels(make, change, said):
+    found = make([[1, 0]], masked_nk=[[1, 0]], inside_nkb=[[[3] * BINS, [0] * BINS]])
+    assert len(found.region_frames_r) == 1
+    with pytest.raises(ValueError, match=said):
+        replace(found, **change)
+
+
+def test_regions_come_in_the_order_of_their_frames(make):
+    masks = np.ones((2, 1, BINS), np.int64)
+    found = make([[1], [1]], masked_nk=[[1], [1]], inside_nkb=masks)
+    with pytest.raises(ValueError, match="does not exist"):
+        replace(found, region_frames_r=np.array([1, 0]))
 
 
 def test_a_faulty_frame_may_have_no_known_type(make):
@@ -164,6 +197,102 @@ def test_type_scores_are_those_of_the_decision(tmp_path, make):
         counts = mask_counts(masks[n], np.zeros((40, 50), np.uint8))[1]
         area = {c: sum(d.area_px for d in judged.defects if d.class_id == c) for c in "ab"}
         assert counts[:, 25:].sum(axis=1).tolist() == list(area.values())
+
+
+# Regions -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 0.6))
+def test_regions_are_those_of_a_flood_fill(seed, density):
+    rng = np.random.default_rng(seed)
+    mask_hw = rng.random((9, 12)) < density
+    plane = rng.random((9, 12)).astype(np.float32)
+    expected = []
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask_hw)}
+    while left:
+        region, front = set(), [left.pop()]
+        while front:
+            y, x = front.pop()
+            region.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            front += near
+        rows, columns = zip(*region, strict=True)
+        box = (min(columns), min(rows), np.ptp(columns) + 1, np.ptp(rows) + 1)
+        counts = [0] * BINS
+        for pixel in region:
+            counts[sum(plane[pixel] >= edge for edge in MASK_PROBABILITY_EDGES)] += 1
+        expected.append((*map(int, box), *counts))
+    found = region_counts(plane, mask_hw)
+    rows = np.concatenate([found.boxes_r4, found.counts_rb], axis=1)
+    assert sorted(map(tuple, rows.tolist())) == sorted(expected)
+
+
+# Collecting --------------------------------------------------------------------------------------
+
+
+def labelled(name, masks, others=()):
+    rles = {class_id: encode_rle(mask) for class_id, mask in masks.items()}
+    return LabelledFrame(name, Path(name), (20, 10), rles, (*rles, *others))
+
+
+def test_what_is_collected():
+    """Two types in one frame, one without a mask, a clean frame, one without an answer."""
+    rng = np.random.default_rng(0)
+    one, two = np.zeros((2, 10, 20), bool)
+    one[2:4, 3:7] = one[8:, 15:] = True
+    two[3:6, 5:9] = True
+    frames = [labelled("a.png", {"x": one, "y": two}, ["z"]), labelled("b.png", {})]
+    collector = Collector("xyz")
+    answers = []
+    for frame, group in zip(frames, (7, None), strict=True):
+        types_hw = types_image(frame, "xyz")
+        grey_hw = rng.integers(256, size=(10, 20)).astype(np.uint8)
+        masks = rng.random((3, 10, 20)).astype(np.float32)
+        answers.append(Answer(rng.normal(), rng.random(3).astype(np.float32), masks))
+        collector.add(frame, FramePixels(grey_hw, types_hw), answers[-1], fold=2, group=group)
+        brightness = grey_hw.mean()
+    collector.add_unanswered(labelled("c.png", {"y": two}), "truncated")
+    found = collector.predictions(about={"model": "m"})
+    assert found.images == ("a.png", "b.png")
+    assert found.unanswered == (Unanswered("c.png", "truncated", faulty=True),)
+    assert found.folds.tolist() == [2, 2]
+    assert found.groups.tolist() == [7, 8], "a frame without a group stands alone"
+    assert found.faulty.tolist() == [True, False]
+    assert found.present_nk.tolist() == [[True] * 3, [False] * 3]
+    assert found.masked_nk.tolist() == [[True, True, False], [False] * 3]
+    assert found.sizes_n2.tolist() == [[20, 10]] * 2
+    assert found.brightness_n[1] == pytest.approx(brightness)
+    assert found.region_frames_r.tolist() == [0, 0, 0]
+    assert found.region_types_r.tolist() == [0, 0, 1]
+    assert found.region_boxes_r4.tolist() == [[3, 2, 4, 2], [15, 8, 5, 2], [5, 3, 4, 3]]
+    for n, (frame, answer) in enumerate(zip(frames, answers, strict=True)):
+        counts = mask_counts(answer.probabilities_khw, types_image(frame, "xyz"))
+        np.testing.assert_array_equal(np.stack((found.inside_nkb[n], found.outside_nkb[n])), counts)
+        np.testing.assert_array_equal(found.peaks_nk[n], mask_peaks(answer.probabilities_khw))
+        np.testing.assert_array_equal(found.head_probabilities_nk[n], answer.head_probabilities_k)
+        assert found.faulty_logits[n] == np.float32(answer.faulty_logit)
+
+
+def test_nothing_collected_is_no_frames():
+    found = Collector(("a", "b")).predictions(scored=False, graded=False)
+    assert len(found) == 0
+    assert found.type_scores_nk.shape == (0, 2)
+    assert not found.scored
+    assert not found.graded
+
+
+@pytest.mark.parametrize("p", [1e-30, 1e-7, 0.25, 0.5, 0.999])
+def test_logit_is_the_inverse(p):
+    assert sigmoid(logit(np.array([p])))[0] == pytest.approx(p, rel=1e-12)
+
+
+def test_logit_of_certainty_is_finite():
+    low, high, missing = logit(np.array([0, 1, np.nan]))
+    assert low < logit(np.array([np.finfo(np.float32).tiny]))[0] < 0
+    assert high >= logit(np.array([np.nextafter(np.float32(1), np.float32(0))]))[0] > 16
+    assert np.isnan(missing)
 
 
 # Files -------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ Float32s = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-_LOGIT_LIMITS = (-87.0, 17.0)
+_LOGIT_LIMITS = (-104.0, 17.0)
 """Of a float32 probability that is neither 0 nor 1."""
 
 
