@@ -287,10 +287,8 @@ def test_kaggle_dice_is_that_of_what_the_decision_outlines(make, seed):
 
 def test_kaggle_dice_of_predicting_nothing_is_the_share_of_empty_pairs(make):
     found = make([[1, 0], [0, 0], [0, 0]])
-    masked = replace(
-        found, masked_nk=found.present_nk,
-        inside_nkb=found.present_nk[..., None] * np.eye(BINS, dtype=np.int64)[10],
-    )  # fmt: skip
+    inside = found.present_nk[..., None] * np.eye(BINS, dtype=np.int64)[10]
+    masked = make(found.present_nk, masked_nk=found.present_nk, inside_nkb=inside)
     assert kaggle_dice(masked, [2, 2], [0, 0]) == 5 / 6
     assert kaggle_dice(found, [0, 0], [0, 0]) == 1, "the pair without a known mask is left out"
     assert kaggle_dice(make([[1]]), [0], [0]) is None

@@ -16,7 +16,9 @@ and without ties it equals the AUROC.
 below all others, a clean one above. What cannot be measured is ``None``, never 0 or NaN.
 
 **Dice** is measured frame by frame and type by type, and averaged over the frames that hold the
-type. The mean over types gives each type the same weight.
+type. The mean over types gives each type the same weight. Only Kaggle's Dice also counts pairs of
+frame and type where mask and label are both empty, as 1. A pair whose type is present and whose
+mask is unknown is in neither.
 """
 
 import math
