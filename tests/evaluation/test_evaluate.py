@@ -86,7 +86,10 @@ def test_ranking_is_that_of_metrics(found, told):
     ranking = told["ranking"]
     assert ranking["auroc"]["value"] == pytest.approx(expected.auroc, rel=1e-5)
     assert ranking["average_precision"]["value"] == pytest.approx(expected.average_precision, 1e-5)
-    assert ranking["recall_at_5_percent"]["value"] == pytest.approx(expected.recall_at_5_percent)
+    recall = ranking["recall_at_5_percent"]
+    assert recall["value"] == pytest.approx(expected.recall_at_5_percent)
+    assert recall["of"] == found.faulty.sum()
+    assert recall["count"] == pytest.approx(recall["value"] * recall["of"], rel=1e-5)
     for of_type in expected.types:
         figures = told["types"][of_type.class_id]
         for name in ("auroc", "detection", "recall_at_2_percent", "best_dice"):
@@ -310,6 +313,16 @@ def test_sentences_say_the_figures(found):
         f"predicting nothing at all scores {told.kaggle['predict_nothing'].value:.3f}"
         in (told.summary[-1])
     )
+
+
+def test_the_worst_type_is_called_by_its_name(found):
+    named = replace(found, about={"types": {"a": "Crazing", "b": "Rust", "c": "Scale"}})
+    told = evaluate(named, decision_of(), resamples=0)
+    assert {told.worst_type["id"]} < {*IDS}
+    name = {"a": "Crazing", "b": "Rust", "c": "Scale"}[told.worst_type["id"]]
+    assert any(said.startswith(f"{name} is found least often: on ") for said in told.summary)
+    lowest = min(of_type["found"].value for of_type in told.types.values())
+    assert told.worst_type["found"].value == lowest
 
 
 def test_names_in_the_curves_stay_few(found):

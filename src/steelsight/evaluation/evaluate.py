@@ -121,10 +121,12 @@ class _Bench:
         self._nodes.append(("column", len(self._columns) - 1, None, round(float(of_n.sum()))))
         return len(self._nodes) - 1
 
-    def function(self, figure: Callable[[Ints], Floats], of: int | None = None) -> int:
-        """Any other figure."""
+    def function(
+        self, figure: Callable[[Ints], Floats], of: int | None = None, count: int | None = None
+    ) -> int:
+        """Any other figure; with its ``count`` if it is a share."""
         self._functions.append(figure)
-        self._nodes.append(("function", len(self._functions) - 1, None, of))
+        self._nodes.append(("function", len(self._functions) - 1, count, of))
         return len(self._nodes) - 1
 
     def figures(self) -> list[Figure]:
@@ -311,7 +313,7 @@ class _Measured:
             worst_type=worst,
             calibration=told["calibration"],
             not_measured=self.not_measured,
-            summary=_sentences(frames, told, worst),
+            summary=_sentences(frames, told, worst, self.all.about.get("types")),
         )
 
     # Frames
@@ -342,7 +344,7 @@ class _Measured:
         if not self._scores_known("ranking", seen.faulty, ~seen.faulty, "faulty", "clean"):
             return None
         ranking = Ranking(seen.faulty_logits.astype(np.float64), seen.faulty)
-        found = self._ranked(ranking, np.ones(len(seen), bool), len(seen))
+        found = self._ranked(ranking, np.ones(len(seen), bool), int(seen.faulty.sum()))
         del found["detection"]
         above_s, alarms_s = ranking.curve()
         positives, negatives = int(above_s[-1]), int(alarms_s[-1])
@@ -374,8 +376,8 @@ class _Measured:
             return True
         return False
 
-    def _ranked(self, ranking: Ranking, of_n: Bools, of: int) -> Json:
-        """Tickets of the figures of a ranking of some frames."""
+    def _ranked(self, ranking: Ranking, of_n: Bools, positives: int) -> Json:
+        """Tickets of the figures of a ranking of some frames, ``positives`` of them positive."""
         # All figures of a block of draws come out of one pass.
         last: list[tuple[Ints, dict[str, Floats]]] = []
 
@@ -387,8 +389,15 @@ class _Measured:
 
             return figure
 
-        names = ("auroc", "average_precision", "detection", *RECALL_AT.values())
-        return {name: _Ticket(self.bench.function(column(name), of)) for name in names}
+        found = {
+            name: _Ticket(self.bench.function(column(name), int(of_n.sum())))
+            for name in ("auroc", "average_precision", "detection")
+        }
+        whole = ranking.figures(np.ones((1, int(of_n.sum())), np.int64))
+        for name in RECALL_AT.values():
+            count = round(float(whole[name][0]) * positives)
+            found[name] = _Ticket(self.bench.function(column(name), positives, count))
+        return found
 
     def _calibration(self) -> Json | None:
         seen = self.seen
@@ -580,7 +589,7 @@ class _Measured:
         if self._scores_known(name, present_n, clean_n, f"type {class_id}", "clean"):
             of_n = present_n | clean_n
             scores = seen.type_scores_nk[of_n, k]
-            told |= self._ranked(Ranking(scores, present_n[of_n]), of_n, int(of_n.sum()))
+            told |= self._ranked(Ranking(scores, present_n[of_n]), of_n, int(present_n.sum()))
         else:
             told |= dict.fromkeys(names, Figure())
         for figure, values_nk in (
@@ -779,7 +788,8 @@ def _worst_type(types: Mapping[str, Json]) -> Json | None:
 # Words -------------------------------------------------------------------------------------------
 
 
-def _sentences(frames: Json, told: Json, worst: Json | None) -> list[str]:
+def _sentences(frames: Json, told: Json, worst: Json | None, names: Any) -> list[str]:
+    """What the figures say; ``names`` of the types by id, where they are told."""
     said = []
     decided = told["at_decision"]
     if decided is not None:
@@ -809,9 +819,10 @@ def _sentences(frames: Json, told: Json, worst: Json | None) -> list[str]:
     if worst is not None and len(told["types"]) > 1:
         figure = worst["found"]
         few = " Too few frames to say more." if figure.high - figure.low > 0.5 else ""
+        name = names.get(worst["id"]) if isinstance(names, Mapping) else None
         said.append(
-            f"Type {worst['id']} is found least often: on {figure.count:,} of {figure.of:,} frames"
-            f" ({_share(figure)}).{few}"
+            f"{name or 'Type ' + worst['id']} is found least often: on {figure.count:,} of"
+            f" {figure.of:,} frames ({_share(figure)}).{few}"
         )
     dice, nothing = told["kaggle"]["dice"], told["kaggle"]["predict_nothing"]
     if dice.value is not None:

@@ -6,7 +6,7 @@ give the same bytes. Every text is escaped here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -52,6 +52,49 @@ class BinnedRow:
     counts: Sequence[int]
     median: float | None = None
     colour: str | None = None
+
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """One measured figure: a dot at ``value`` with whiskers over ``interval``.
+
+    ``said`` is written as it is, ``note`` softly behind or below it; a figure that could not be
+    measured has no value and says so there.
+    """
+
+    label: str
+    value: float | None
+    interval: Interval | None = None
+    said: str = ""
+    note: str = ""
+    colour: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line through ``(x, y)``, finite and in order; ``band`` is (lower, upper) around it."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str = "var(--link)"
+    dashed: bool = False
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point of a plane, with whiskers where intervals are known."""
+
+    x: float
+    y: float
+    label: str = ""
+    x_interval: Interval | None = None
+    y_interval: Interval | None = None
+    colour: str = "var(--ink)"
+    radius_px: float = 5
 
 
 def bars_svg(bars: Sequence[Bar], *, label: str) -> str:
@@ -265,6 +308,353 @@ def matrix_html(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         '<div class="scroll"><table class="matrix"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def confusion_html(
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    *,
+    right: Collection[tuple[int, int]] = (),
+) -> str:
+    """Counts by truth (rows) and answer (columns), shaded by their share of the row.
+
+    ``right`` holds (row, column) of the cells in which truth and answer agree: they are framed.
+    """
+    head = "".join(
+        f'<th class="num" scope="col">{escape(visible(name))}</th>' for name in column_names
+    )
+    lines = []
+    for i, (name, row) in enumerate(zip(row_names, counts, strict=True)):
+        total = sum(row)
+        cells = []
+        for j, number in enumerate(row):
+            framed = ' class="agree"' if (i, j) in right else ""
+            if number:
+                share = number / total
+                told = f"{number:,}<small>{escape(whole_share(share))}</small>"
+                cells.append(f'<td{framed} style="--share:{share:.3f}">{told}</td>')
+            else:
+                cells.append(f'<td{framed}><span class="soft">0</span></td>')
+        shown = escape(visible(name))
+        lines.append(f'<tr><th scope="row">{shown}</th>{"".join(cells)}</tr>')
+    return (
+        '<div class="scroll"><table class="matrix"><thead><tr><th></th>'
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def whole_share(value: float) -> str:
+    """Whole per cent, but never a rounded 0 % or 100 %."""
+    if 0 < value < 0.005:
+        return "< 1 %"
+    return "> 99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
+
+
+def stacked_svg(rows: Sequence[tuple[str, Sequence[tuple[str, str, int]]]], *, label: str) -> str:
+    """Bars of 100 % each, of segments that stand side by side with their counts above.
+
+    A segment that holds anything is at least 4 px wide: 1 frame of 12,568 is seen.
+
+    Args:
+        rows: from top to bottom: name, and segments as (words, CSS class, count). Rows without a
+            count are left out.
+        label: what the chart shows.
+    """
+    parts, top = [], 0
+    for name, segments in rows:
+        total = sum(count for _, _, count in segments)
+        if not total:
+            continue
+        said = " · ".join(f"{count:,} {words}" for words, _, count in segments if count)
+        parts.append(svg.text("0", top + 14, f"{name}: {said}", "caption"))
+        inside, left = [], 0.0
+        for _, css, count in segments:
+            width = 100 * count / total
+            if count:
+                inside.append((css, left, width))
+            left += width
+        # The small ones last: their least width lies upon their neighbours.
+        for css, left, width in sorted(inside, key=lambda entry: -entry[2]):
+            at = f'y="{top + 22}" height="24"'
+            if width < 3:
+                # One that ends at the right border grows to the left.
+                x = 'x="100%" transform="translate(-4)"'
+                if left + width < 99.9:
+                    x = f'x="{svg.percent(left)}"'
+                parts.append(f'<rect class="{css} column" {x} width="4" {at}/>')
+            parts.append(
+                f'<rect class="{css} column" x="{svg.percent(left)}" width="{svg.percent(width)}"'
+                f" {at}/>"
+            )
+        top += 62
+    return svg.chart(top - 10, visible(label), parts) if parts else ""
+
+
+def dots_html(
+    dots: Sequence[Dot],
+    *,
+    label: str,
+    ends: Interval = (0.0, 1.0),
+    end_words: tuple[str, str] = ("0", "1"),
+) -> str:
+    """Rows of name, dot with whiskers on a common scale, and the figure in numbers.
+
+    Args:
+        dots: from top to bottom.
+        label: what the chart shows, for those who do not see it.
+        ends: of the scale.
+        end_words: what is written below its ends.
+    """
+    if not dots:
+        return ""
+    rows = []
+    for dot in dots:
+        note = f"<small>{escape(visible(dot.note))}</small>" if dot.note else ""
+        rows.append(
+            f'<span class="name">{escape(visible(dot.label))}</span>{_whisker_svg(dot, ends)}'
+            f'<span class="said">{escape(visible(dot.said))}{note}</span>'
+        )
+    low, high = (escape(words) for words in end_words)
+    rows.append(f'<span></span><span class="ends"><i>{low}</i><i>{high}</i></span><span></span>')
+    shown = escape(visible(label))
+    return f'<div class="dots" role="group" aria-label="{shown}">{"".join(rows)}</div>'
+
+
+def _whisker_svg(dot: Dot, ends: Interval) -> str:
+    low, high = ends
+
+    def place(value: float) -> float:
+        return 100 * (min(max(value, low), high) - low) / (high - low)
+
+    parts = ['<rect class="lane" x="0" y="4" width="100%" height="14" rx="3"/>']
+    if dot.interval is not None:
+        left, right = (svg.percent(place(v)) for v in dot.interval)
+        parts.append(f'<line class="whisker" x1="{left}" x2="{right}" y1="11" y2="11"/>')
+        parts += [svg.rule(place(v), 6, 10, "whisker") for v in dot.interval]
+    if dot.value is not None:
+        parts.append(
+            f'<circle {_fill(dot.colour, "dot")} cx="{svg.percent(place(dot.value))}" cy="11"'
+            ' r="5"/>'
+        )
+    return (
+        '<svg class="whiskers" xmlns="http://www.w3.org/2000/svg" width="100%" height="22"'
+        f' aria-hidden="true">{"".join(parts)}</svg>'
+    )
+
+
+def columns_svg(
+    dots: Sequence[Dot], *, label: str, level: float | None = None, height_px: int = 72
+) -> str:
+    """A figure in neighbouring bins, 0 to 1 upward: a dot with whiskers in each.
+
+    Args:
+        dots: from left to right; ``said`` stands above, ``label`` and ``note`` below.
+        label: what the chart shows.
+        level: the figure over all bins, a line behind the dots.
+        height_px: from 0 to 1.
+    """
+    if not dots:
+        return ""
+    head, foot, each = 18, 38, 100 / len(dots)
+
+    def y(value: float) -> float:
+        return head + 5 + height_px * (1 - min(max(value, 0.0), 1.0))
+
+    parts = [f'<rect class="lane" x="0" y="{head}" width="100%" height="{height_px + 10}" rx="3"/>']
+    if level is not None:
+        at = svg.number(y(level))
+        parts.append(f'<line class="level" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
+    for index, dot in enumerate(dots):
+        middle = each * (index + 0.5)
+        x = svg.percent(middle)
+        if index:
+            parts.append(svg.rule(each * index, head, height_px + 10, "gap"))
+        if dot.interval is not None:
+            top, bottom = y(dot.interval[1]), y(dot.interval[0])
+            parts.append(svg.rule(middle, top, bottom - top, "whisker"))
+            parts += [
+                f'<svg x="{x}" y="{svg.number(at)}" overflow="visible">'
+                '<path class="whisker" d="M-4 0H4"/></svg>'
+                for at in (top, bottom)
+            ]
+        if dot.value is not None:
+            parts.append(
+                f'<circle {_fill(dot.colour, "dot")} cx="{x}" cy="{svg.number(y(dot.value))}"'
+                ' r="5"/>'
+            )
+        parts.append(svg.text(x, head - 6, dot.said, "caption", "middle"))
+        bottom_px = head + height_px + 10
+        parts.append(svg.text(x, bottom_px + 15, dot.label, "tick", "middle"))
+        parts.append(svg.text(x, bottom_px + 30, dot.note, "tick faint", "middle"))
+    return svg.chart(head + height_px + 10 + foot, visible(label), parts)
+
+
+def plane_html(
+    curves: Sequence[Curve],
+    marks: Sequence[Mark] = (),
+    *,
+    label: str,
+    x_words: str,
+    y_words: str,
+    x_ends: Interval = (0.0, 1.0),
+    y_ends: Interval = (0.0, 1.0),
+    x_text: Callable[[float], str] = share_text,
+    y_text: Callable[[float], str] = share_text,
+    steps: int = 5,
+    height_px: int = 240,
+) -> str:
+    """Curves and marked points over two linear axes; what lies beyond the ends is cut off.
+
+    Args:
+        curves: the first one on top.
+        marks: the first one on top; a mark beyond the ends is left out, its whiskers are cut.
+        label: what the chart shows, for those who do not see it.
+        x_words: below the axis.
+        y_words: above the axis.
+        x_ends: of the axis.
+        y_ends: of the axis.
+        x_text: writes a number of the axis.
+        y_text: writes a number of the axis.
+        steps: between the numbers of an axis, about.
+        height_px: of the plot without its texts.
+    """
+    head = 8
+    bottom = head + height_px
+    (x_low, x_high), (y_low, y_high) = x_ends, y_ends
+
+    def x(value: float) -> float:
+        """Per cent of the width."""
+        return 100 * (value - x_low) / (x_high - x_low)
+
+    def y(value: float) -> float:
+        return bottom - height_px * (value - y_low) / (y_high - y_low)
+
+    x_ticks, y_ticks = _axis_ticks(*x_ends, steps), _axis_ticks(*y_ends, steps)
+    parts = [
+        f'<line class="grid" x1="0" x2="100%" y1="{svg.number(y(v))}" y2="{svg.number(y(v))}"/>'
+        for v in y_ticks
+    ]
+    parts += [svg.rule(x(v), head, height_px, "grid") for v in x_ticks]
+    drawn = "".join(_curve_path(curve, x, y) for curve in reversed(curves))
+    parts.append(
+        f'<svg x="0" y="{head}" width="100%" height="{height_px}"'
+        f' viewBox="0 {head} 1000 {height_px}" preserveAspectRatio="none">{drawn}</svg>'
+    )
+    parts.append(svg.baseline(bottom))
+    for value in x_ticks:
+        at = x(value)
+        anchor = "start" if at < 3 else "end" if at > 97 else "middle"
+        parts.append(svg.text(svg.percent(at), bottom + 17, x_text(value), "tick", anchor))
+    parts.append(svg.text("50%", bottom + 36, x_words, "tick", "middle"))
+    for mark in reversed(marks):
+        if x_low <= mark.x <= x_high and y_low <= mark.y <= y_high:
+            parts += _mark_parts(mark, x, y, x_ends, y_ends)
+    scale = [
+        svg.text("100%", round(y(value)) + 4, y_text(value), "tick", "end", -6) for value in y_ticks
+    ]
+    height = bottom + 44
+    return (
+        f'<div class="plane"><p class="axis-words">{escape(visible(y_words))}</p>'
+        f"{svg.chart(height, '', scale)}{svg.chart(height, visible(label), parts)}</div>"
+    )
+
+
+def cost_curve_html(
+    thresholds: Sequence[float],
+    costs: Sequence[float],
+    *,
+    chosen: float,
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+    x_words: str = "threshold",
+    y_words: str = "cost per frame",
+) -> str:
+    """Cost per frame over a threshold, from 0 up, with the interval around it and the choice.
+
+    Args:
+        thresholds: ascending.
+        costs: of a frame at each of them.
+        chosen: the threshold that was taken; its cost is that of the nearest one.
+        band: lower and upper ends of the interval of each cost.
+        x_words: below the axis.
+        y_words: above the axis.
+    """
+    if len(thresholds) < 2 or not thresholds[0] < thresholds[-1]:
+        return ""
+    nearest = min(range(len(thresholds)), key=lambda i: abs(thresholds[i] - chosen))
+    highest = max(max(costs), max(band[1]) if band else 0.0)
+    # Beyond ten times the choice nobody works; the way there would flatten what matters.
+    top = min(highest, 10 * costs[nearest]) if costs[nearest] > 0 else highest
+    interval = (band[0][nearest], band[1][nearest]) if band else None
+    return plane_html(
+        [Curve(thresholds, costs, band=band)],
+        [Mark(chosen, costs[nearest], f"chosen {_round(chosen)}: {_round(costs[nearest])}",
+              y_interval=interval)],
+        label=f"{y_words} over {x_words}",
+        x_words=x_words,
+        y_words=y_words,
+        x_ends=(thresholds[0], thresholds[-1]),
+        y_ends=(0, 1.05 * top or 1),
+        x_text=_round,
+        y_text=_round,
+    )  # fmt: skip
+
+
+def _curve_path(curve: Curve, x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    """The line and its band, x in thousandths of the width."""
+
+    def points(values: Sequence[float]) -> list[str]:
+        return [f"{10 * x(a):.1f},{y(b):.1f}" for a, b in zip(curve.x, values, strict=True)]
+
+    colour = escape(curve.colour)
+    band = ""
+    if curve.band is not None:
+        lower, upper = curve.band
+        around = " ".join([*points(upper), *reversed(points(lower))])
+        band = f'<polygon class="range" fill="{colour}" points="{around}"/>'
+    dashes = ' stroke-dasharray="4 4"' if curve.dashed else ""
+    line = " ".join(points(curve.y))
+    return f'{band}<polyline class="curve" stroke="{colour}"{dashes} points="{line}"/>'
+
+
+def _mark_parts(
+    mark: Mark,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    x_ends: Interval,
+    y_ends: Interval,
+) -> list[str]:
+    at_x, at_y = x(mark.x), y(mark.y)
+    parts = []
+    if mark.x_interval is not None:
+        left, right = (svg.percent(x(float(np.clip(v, *x_ends)))) for v in mark.x_interval)
+        level = svg.number(at_y)
+        parts.append(f'<line class="whisker" x1="{left}" x2="{right}" y1="{level}" y2="{level}"/>')
+    if mark.y_interval is not None:
+        low, high = (y(float(np.clip(v, *y_ends))) for v in mark.y_interval)
+        parts.append(svg.rule(at_x, high, low - high, "whisker"))
+    parts.append(
+        f'<circle class="dot" fill="{escape(mark.colour)}" cx="{svg.percent(at_x)}"'
+        f' cy="{svg.number(at_y)}" r="{svg.number(mark.radius_px)}"/>'
+    )
+    if mark.label:
+        anchor, shift = ("end", -10) if at_x > 50 else ("start", 10)
+        # Beside the point and off its curve: below it, unless that is outside of the plot.
+        below = 22 if at_y < y(y_ends[0]) - 28 else -12
+        parts.append(
+            svg.text(svg.percent(at_x), round(at_y) + below, mark.label, "mark", anchor, shift)
+        )
+    return parts
+
+
+def _axis_ticks(low: float, high: float, steps: int) -> list[float]:
+    """Round numbers from ``low`` to ``high``, about ``steps + 1`` and never more."""
+    raw = (high - low) / steps
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.9g}") for i in range(first, last + 1)]
 
 
 def _ramp_uri(values: npt.NDArray[np.float64]) -> str:
