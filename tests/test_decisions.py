@@ -14,6 +14,7 @@ from steelsight.bundle import DEFAULT_BUNDLE
 from steelsight.decisions import (
     PEAK_CELL_PX,
     Decision,
+    GateRule,
     check_contrast,
     decide,
     is_cleared,
@@ -281,6 +282,79 @@ def test_ok_means_that_every_rule_was_kept(
     assert judgement.verdict is (Verdict.NG if seen or faulty >= 0.75 else Verdict.OK)
 
 
+# Temperature and soft gate -----------------------------------------------------------------------
+
+
+def gate(temperature: float = 1, soft: bool = False) -> GateRule:
+    return GateRule(clear_below=0.25, ng_from=0.75, temperature=temperature, soft=soft)
+
+
+@given(logit=st.floats(-30, 12), temperature=st.floats(0.05, 20))
+def test_the_temperature_divides_the_logit(logit: float, temperature: float) -> None:
+    calibrated = gate(temperature).calibrated(1 / (1 + np.exp(-logit)))
+    # Above 12, 1 - p keeps few digits: those of the float32 that networks answer with end at 16.
+    assert calibrated == pytest.approx(1 / (1 + np.exp(-logit / temperature)), rel=1e-6, abs=1e-9)
+
+
+@given(
+    pair=st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)),
+    temperature=st.floats(0.05, 20),
+)
+def test_no_temperature_changes_the_order_of_frames(
+    pair: tuple[float, float], temperature: float
+) -> None:
+    low, high = sorted(pair)
+    rule = gate(temperature)
+    assert 0 <= rule.calibrated(low) <= rule.calibrated(high) <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1, 3, 20])
+def test_certainty_and_ignorance_stay_what_they_are(temperature: float) -> None:
+    rule = gate(temperature)
+    ends = np.array([0, 0.5, 1, np.nan])
+    np.testing.assert_allclose(rule.calibrated(ends), ends, rtol=1e-12)
+    assert [rule.calibrated(float(p)) for p in ends[:3]] == [0, 0.5, 1]
+    assert np.isnan(rule.calibrated(float("nan")))
+
+
+def test_without_a_temperature_probabilities_are_untouched() -> None:
+    for p in (0.1, 1e-300, 0.3, float(np.nextafter(1, 0))):
+        assert gate().calibrated(p) == p
+
+
+@pytest.mark.parametrize(
+    ("faulty", "soft", "found"),
+    [
+        (1.0, False, True),
+        (1.0, True, True),
+        (0.625, True, True),  # 0.8 x 0.625 is the threshold, 0.5
+        (0.624, True, False),
+        (0.624, False, True),
+        (0.3, False, True),
+        (0.3, True, False),
+    ],
+)
+def test_a_soft_gate_weighs_the_scores_of_types(faulty: float, soft: bool, found: bool) -> None:
+    decision = Decision(
+        **tomllib.loads(FILE.replace("[input]", f"soft = {str(soft).lower()}\n[input]"))
+    )
+    heads = np.array([0.7, 0], np.float32)
+    judgement = decide(faulty, heads, masks(a=1.0), decision)  # score (2 x 0.7 + 1) / 3
+    assert [defect.class_id for defect in judgement.defects] == ["a"] * found
+    told = 0.8 * (faulty if soft else 1)
+    assert judgement.class_probabilities["a"] == pytest.approx(told, abs=1e-6)
+
+
+def test_temperature_and_soft_gate_are_read_from_the_file(
+    write: Callable[[str | bytes], Path], decision: Decision
+) -> None:
+    assert (decision.gate.temperature, decision.gate.soft) == (1, False)
+    changed = FILE.replace("ng_from = 0.75", "ng_from = 0.75\ntemperature = 2.5\nsoft = true")
+    read = load_decision(write(changed), TYPES)
+    assert (read.gate.temperature, read.gate.soft) == (2.5, True)
+    assert read.id != decision.id
+
+
 # Peaks -------------------------------------------------------------------------------------------
 
 
@@ -410,6 +484,11 @@ def test_rules_follow_the_channels_in_whatever_order_the_file_has_them(
         ("[gate]", "[gates]", "gate"),
         ("clear_below = 0.25", "clear_under = 0.25", "gate.clear_below"),
         ("ng_from = 0.75", "ng_from = 0.75\nextra = 1", "gate.extra"),
+        ("ng_from = 0.75", "ng_from = 0.75\ntemperature = 0", "gate.temperature"),
+        ("ng_from = 0.75", "ng_from = 0.75\ntemperature = -2", "gate.temperature"),
+        ("ng_from = 0.75", "ng_from = 0.75\ntemperature = 21", "gate.temperature"),
+        ("ng_from = 0.75", "ng_from = 0.75\ntemperature = nan", "gate.temperature"),
+        ("ng_from = 0.75", 'ng_from = 0.75\nsoft = "much"', "gate.soft"),
         ('name = "test"', 'name = "test"\nthreshold = 1', "threshold"),
         ('name = "test"', 'name = "test"\nsha256 = "0"', "sha256"),
         ("clear_below = 0.25", "clear_below = 0.0", "gate.clear_below"),

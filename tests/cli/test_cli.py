@@ -59,6 +59,9 @@ def commands() -> list[str]:
 
 
 COMMANDS = [
+    "calibrate",
+    "compare",
+    "data audit-labels",
     "data check",
     "data convert",
     "data explore",
@@ -66,6 +69,7 @@ COMMANDS = [
     "data synth",
     "demo",
     "doctor",
+    "evaluate",
     "export",
     "inspect",
     "model convert-weights",

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from steelsight import __version__
+from steelsight.cli.calibrate import calibrate
+from steelsight.cli.compare import compare
 from steelsight.cli.data import data_app
+from steelsight.cli.evaluate import evaluate
 from steelsight.cli.terminal import (
     DONE,
     ERROR,
@@ -70,6 +73,9 @@ Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 1
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
 app.command(data_app)
 app.command(train)
+app.command(evaluate)
+app.command(calibrate)
+app.command(compare)
 app.command(model_app)
 
 BundleFolder = Annotated[

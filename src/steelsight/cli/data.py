@@ -26,7 +26,7 @@ from steelsight.cli.terminal import (
     working,
     write_json,
 )
-from steelsight.errors import InputError, LabelError
+from steelsight.errors import DecodeError, InputError, LabelError
 
 if TYPE_CHECKING:
     from steelsight.data.catalog import Catalog
@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from steelsight.data.duplicates import Duplicates
     from steelsight.data.labels import LabelSet
     from steelsight.data.splits import Split
+    from steelsight.evaluation.label_audit import LabelAudit
+    from steelsight.report.label_audit_page import SuspectPicture
 
 SHOWN_ERRORS = 50
 SHOWN_LOSSES = 20
 SHOWN_NOTES = 20
+SHOWN_SUSPECTS = 10
 SHOWN_TYPES = 12
 
 data_app = App(
@@ -369,6 +372,110 @@ def synth(
     return DONE
 
 
+@data_app.command
+def audit_labels(
+    path: DataPath,
+    /,
+    *,
+    predictions: Annotated[
+        Path, Parameter(help="Out-of-fold predictions.npz, or the folder of the run that made it.")
+    ],
+    labels: LabelOptions | None = None,
+    out: Annotated[
+        Path, Parameter(help="Folder for report.html, suspects.json and suspects.csv.")
+    ] = Path("out/label-audit"),
+    top: Annotated[int, Parameter(help="How many suspects to show and to export.")] = 50,
+    export: Annotated[
+        str | None, Parameter(help="label-studio: tasks to correct, in OUT/label-studio/.")
+    ] = None,
+    overwrite: Annotated[
+        bool, Parameter(negative="", help="Replace an earlier audit in --out.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Rank the labels that a network contradicts which never learned from them.
+
+    Frames labelled clean that look faulty, types that are labelled and not there or there and not
+    labelled, and outlines that disagree. The most doubtful first, as pictures, a table, and tasks
+    for Label Studio with the present labels to correct.
+
+    Exit code: 3 if labels could not be read.
+
+    Example: steelsight data audit-labels drawn/ --predictions runs/five-folds/predictions.npz
+    """
+    from steelsight.data.tables import write_table
+    from steelsight.evaluation.label_audit import (
+        audit_labels,
+        export_label_studio,
+        held_out_problem,
+        match_labels,
+        suspect_rows,
+    )
+    from steelsight.evaluation.predictions import Predictions
+    from steelsight.report.data_page import label_classes
+    from steelsight.report.label_audit_page import label_audit_page
+    from steelsight.report.page import write_page
+
+    _check_audit_options(path, out, top, export, overwrite)
+    file = predictions / "predictions.npz" if predictions.is_dir() else predictions
+    predicted = Predictions.load(file)
+    problem = held_out_problem(file, predicted)
+    errors: list[LabelError] = []
+    with loaded(path, labels, errors) as label_set:
+        matched = match_labels(predicted, label_set)
+        audit = audit_labels(predicted.take(matched.same_n))
+        classes = label_classes(label_set.classes)
+        names = {c.id: c.name for c in classes}
+        shown_first = audit.suspects[:top]
+        pictures = _suspect_pictures(label_set, [s.image for s in shown_first])
+        _make_folder(out)
+        if export:
+            export_label_studio(shown_first, label_set, out / "label-studio", names)
+    notes = [
+        f"{count:,} frames {why}"
+        for count, why in (
+            (matched.missing, "of the predictions have no label or image in the data set"),
+            (matched.changed, "are labelled otherwise since they were predicted"),
+            (len(predicted.unanswered), "have no answer"),
+        )
+        if count
+    ]
+    warnings = [problem] if problem else []
+    page = label_audit_page(
+        audit,
+        pictures,
+        title=f"Labels of {path.resolve().name} to look at",
+        classes=classes,
+        top=top,
+        notes=notes,
+        warnings=warnings,
+        facts=[("Predictions", str(file)), ("Labels", str(path))],
+        command=command_line(),
+    )
+    facts = {
+        "predictions": str(file),
+        "data": str(path),
+        "out_of_fold": problem is None,
+        "warnings": warnings,
+        "missing": matched.missing,
+        "changed": matched.changed,
+        "unanswered": len(predicted.unanswered),
+        **audit.to_json(),
+        "errors": [str(error) for error in errors],
+    }
+    write_table(out / "suspects.csv", suspect_rows(audit))
+    write_page(out / "report.html", page)
+    write_json(out / "suspects.json", facts)
+    _print_errors(errors)
+    if problem:
+        fail(f"warning: {problem}", DONE)
+    if json:
+        print_json(facts)
+    else:
+        _print_audit(audit, names, notes, out, len(shown_first) if export else 0)
+    return SOME_UNKNOWN if errors else DONE
+
+
 @contextmanager
 def loaded(
     path: Path, options: LabelOptions | None, errors: list[LabelError] | None
@@ -429,6 +536,63 @@ def _print_errors(errors: list[LabelError]) -> None:
         fail(str(error), SOME_UNKNOWN)
     if len(errors) > SHOWN_ERRORS:
         fail(f"{len(errors)} broken labels in all", SOME_UNKNOWN)
+
+
+def _check_audit_options(
+    path: Path, out: Path, top: int, export: str | None, overwrite: bool
+) -> None:
+    if top < 1:
+        raise InputError(f"expected --top from 1, got {top}")
+    if export not in (None, "label-studio"):
+        raise InputError(f"expected --export label-studio, got {export!r}")
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise InputError(f"--out {out} lies in the data set itself; give another folder")
+    if (out / "suspects.json").exists() and not overwrite:
+        raise InputError(
+            f"{out} holds an audit already; give another --out, or --overwrite to replace it"
+        )
+
+
+def _print_audit(
+    audit: "LabelAudit", names: dict[str, str], notes: list[str], out: Path, tasks: int
+) -> None:
+    console = console_for(False)
+    console.print(
+        f"{len(audit.suspects)} of {audit.frames} frames have a label that the network contradicts:"
+    )
+    for kind, count in audit.counts().items():
+        console.print(f"{count:6}  {kind}")
+    for rank, suspect in enumerate(audit.suspects[:SHOWN_SUSPECTS], 1):
+        console.print(f"{rank:3}. {suspect.image}: {suspect.sentence(names)}")
+    for note in notes:
+        console.print(f"Left out: {note}.")
+    for name, reason in audit.not_checked.items():
+        console.print(f"Not checked, {name}: {reason}.")
+    if tasks:
+        console.print(f"{tasks} tasks for Label Studio in {out / 'label-studio'}.")
+    console.print(f"Open {out / 'report.html'} in a browser; {out / 'suspects.csv'} has all.")
+
+
+def _suspect_pictures(label_set: "LabelSet", images: list[str]) -> "dict[str, SuspectPicture]":
+    from steelsight.imaging import read_file
+    from steelsight.masks import decode_rle
+    from steelsight.report.data_page import label_classes
+    from steelsight.report.label_audit_page import draw_suspect
+
+    classes = label_classes(label_set.classes)
+    pictures = {}
+    with counted("drawing", "frames") as step:
+        for done, image in enumerate(images, 1):
+            rles = label_set.frames[image].rle_by_class
+            try:
+                grey_hw = read_file(label_set.image_paths[image]).grey_hw
+                size_wh = grey_hw.shape[1], grey_hw.shape[0]
+                masks = {class_id: decode_rle(rle, size_wh) for class_id, rle in rles.items()}
+                pictures[image] = draw_suspect(grey_hw, masks, classes)
+            except (DecodeError, LabelError):
+                pass  # the page says "No picture"
+            step(done, len(images))
+    return pictures
 
 
 def _print_conversion(done: "Conversion", json: bool) -> None:

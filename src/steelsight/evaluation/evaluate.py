@@ -6,9 +6,10 @@ Conventions (clean frames, ties, NaN, unknown masks) are those of
 **UNKNOWN.** Frames without an answer, or with a score that is not finite, are in no figure: they
 are neither found nor missed, a person looks at them. They are counted, by reason and by label.
 
-**Intervals** are 95 %. All figures are bootstrapped over groups (frames of the same steel). A share
-of frames or regions also has its exact binomial interval, and the wider end of both is told: the
-exact one knows that 0 of 9 is not 0 %, the bootstrap that frames of one group resemble each other.
+**Intervals** are 95 %. A share of independent frames has its exact binomial interval. Everything
+else is bootstrapped over groups (frames of the same steel). A share of regions, or of frames of
+which some are of one group, has the wider ends of both: the exact interval knows that 0 of 9 is not
+0 %, the bootstrap that regions of a frame and frames of a group resemble each other.
 
 **Delivered and segmented.** A delivered mask passed the decision: one of a type that was not called
 is empty. A segmented mask is what lies above the pixel threshold, whatever gate and label
@@ -21,8 +22,8 @@ of a labelled mask is found when at least a tenth of its pixels lie under the de
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,19 +107,24 @@ class _Bench:
         self._groups_n, self._resamples, self._seed = groups_n, resamples, seed
         self._columns: list[tuple[Floats, Floats]] = []
         self._functions: list[Callable[[Ints], Floats]] = []
-        self._nodes: list[tuple[str, int, int | None, int | None]] = []
+        self._nodes: list[_Node] = []
 
     def share(self, hits_n: NDArray[Any], of_n: NDArray[Any]) -> int:
         """A share of frames, or of what is counted on them; a ticket for :meth:`figures`."""
         ticket = self.mean(hits_n, of_n)
-        count, of = int(hits_n.sum()), int(of_n.sum())
-        self._nodes[ticket] = ("column", len(self._columns) - 1, count, of)
+        groups = self._groups_n[of_n > 0]
+        self._nodes[ticket] = replace(
+            self._nodes[ticket],
+            count=int(hits_n.sum()),
+            of=int(of_n.sum()),
+            independent=int(of_n.sum()) == len(groups) == len(np.unique(groups)),
+        )
         return ticket
 
     def mean(self, sum_n: NDArray[Any], of_n: NDArray[Any]) -> int:
         """A sum over frames divided by another."""
         self._columns.append((np.asarray(sum_n, np.float64), np.asarray(of_n, np.float64)))
-        self._nodes.append(("column", len(self._columns) - 1, None, round(float(of_n.sum()))))
+        self._nodes.append(_Node("column", len(self._columns) - 1, of=round(float(of_n.sum()))))
         return len(self._nodes) - 1
 
     def function(
@@ -126,7 +132,7 @@ class _Bench:
     ) -> int:
         """Any other figure; with its ``count`` if it is a share."""
         self._functions.append(figure)
-        self._nodes.append(("function", len(self._functions) - 1, count, of))
+        self._nodes.append(_Node("function", len(self._functions) - 1, count, of))
         return len(self._nodes) - 1
 
     def figures(self) -> list[Figure]:
@@ -146,15 +152,26 @@ class _Bench:
         drawn = [measured(block) for block in bootstrap_groups(self._groups_n, self._resamples,
                                                                self._seed)]  # fmt: skip
         found = []
-        for kind, index, count, of in self._nodes:
-            if kind == "column":
-                value = float(whole[0][0, index])
-                draws = [columns[:, index] for columns, _ in drawn]
+        for node in self._nodes:
+            if node.kind == "column":
+                value = float(whole[0][0, node.index])
+                draws = [columns[:, node.index] for columns, _ in drawn]
             else:
-                value = float(whole[1][index][0])
-                draws = [functions[index] for _, functions in drawn]
-            found.append(_figure(value, draws, count, of))
+                value = float(whole[1][node.index][0])
+                draws = [functions[node.index] for _, functions in drawn]
+            found.append(_figure(value, [] if node.independent else draws, node.count, node.of))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """Where a figure comes from; ``independent``: its exact binomial interval is all it needs."""
+
+    kind: Literal["column", "function"]
+    index: int
+    count: int | None = None
+    of: int | None = None
+    independent: bool = False
 
 
 def _figure(value: float, draws: list[Floats], count: int | None, of: int | None) -> Figure:

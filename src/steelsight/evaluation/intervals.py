@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_BLOCK_BYTES = 1 << 25
+_BLOCK_BYTES = 1 << 23
 _BISECTIONS = 60
 """Halvings of 0..1: past the resolution of float64 near 1."""
 

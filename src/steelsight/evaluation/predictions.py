@@ -102,15 +102,25 @@ def mask_counts(
     bits_p = types_hw.reshape(-1)
     for first in range(0, height * width, _BLOCK_PX):
         block = slice(first, first + _BLOCK_PX)
+        labelled = bits_p[block].any()
         for k, plane in enumerate(planes_kp[:, block]):
             if not (plane.min() >= 0 and plane.max() <= 1):  # also NaN
                 raise InputError(
                     f"expected mask probabilities from 0 to 1, the network gave {plane.min()} to"
                     f" {plane.max()}; it diverged: lower its learning rate"
                 )
-            bins = _bins(plane)
-            bins += (bits_p[block] >> k & 1).astype(np.uint8) * np.uint8(BINS)
-            counts_kb[k] += np.bincount(bins, minlength=2 * BINS)
+            # Most pixels lie below all edges: they are only counted.
+            above = plane >= MASK_PROBABILITY_EDGES[0]
+            bins = _bins(plane[above])
+            inside_px = 0
+            if labelled:
+                inside = (bits_p[block] >> k & 1).astype(np.uint8)
+                inside_px = int(np.count_nonzero(inside))
+                bins += inside[above] * np.uint8(BINS)
+            counted = np.bincount(bins, minlength=2 * BINS)
+            counted[BINS] += inside_px - counted[BINS:].sum()
+            counted[0] += len(plane) - counted.sum()
+            counts_kb[k] += counted
     return counts_kb[:, BINS:], counts_kb[:, :BINS]
 
 
