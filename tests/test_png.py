@@ -24,7 +24,7 @@ from steelsight.png import (
     PngHeader,
     _deflated_runs,
     encode_png,
-    encode_png_runs,
+    encode_png_part,
     parse_png,
     plain_png,
     voc_palette,
@@ -153,17 +153,18 @@ def test_pillow_reads_what_is_written(bits: int) -> None:
     arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40)),
     st.integers(1, 255),
     st.booleans(),
+    st.integers(0, 700),
+    st.integers(0, 3),
 )
 @settings(max_examples=200, deadline=None)
 def test_runs_are_written_as_the_picture_that_they_are(
-    mask: NDArray[np.bool_], value: int, wide: bool
+    mask: NDArray[np.bool_], value: int, wide: bool, left: int, right: int
 ) -> None:
     if wide:  # runs over several of the longest matches, and every length of the last one
         mask = np.repeat(mask, 1 + 37 * value, axis=1)[:, :4000]
-    height, width = mask.shape
-    edges = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=False))
-    written = encode_png_runs(edges[::2], edges[1::2], value, (width, height))
-    expected = mask.astype(np.uint8) * np.uint8(value)
+    part = mask.astype(np.uint8) * np.uint8(value)
+    written = encode_png_part(part, left, left + part.shape[1] + right)
+    expected = np.pad(part, ((0, 0), (left, right)))
     with Image.open(io.BytesIO(written)) as image:
         assert np.array_equal(np.array(image), expected)
     assert np.array_equal(parse_png(written).samples(), expected)  # and zlib, with its checksum
@@ -171,8 +172,7 @@ def test_runs_are_written_as_the_picture_that_they_are(
 
 @pytest.mark.parametrize("length", range(1, 1050))
 def test_a_run_of_any_length(length: int) -> None:
-    edges = np.array([5, 5 + length])
-    written = encode_png_runs(edges[:1], edges[1:], 200, (1100, 1))
+    written = encode_png_part(np.full((1, length), 200, np.uint8), 5, 1100)
     expected = [[0] * 5 + [200] * length + [0] * (1095 - length)]
     assert parse_png(written).samples().tolist() == expected
 
@@ -180,17 +180,28 @@ def test_a_run_of_any_length(length: int) -> None:
 def test_the_largest_checksum() -> None:
     """Sums of a picture of 16,384 x 16,384 do not fit into 64 bits unless they are kept small."""
     size = 1 << 28
-    edges = np.array([0, size])
-    lines = _deflated_runs(edges, 255, size)
+    lines = _deflated_runs(np.array([0]), np.array([255]), size)
     expected = 1
     for _ in range(16):
         expected = zlib.adler32(b"\xff" * (size // 16), expected)
     assert int.from_bytes(lines[-4:]) == expected
 
 
+def test_a_picture_of_any_numbers() -> None:
+    values = random_rows(40, 300)
+    assert np.array_equal(parse_png(encode_png_part(values, 0, 300)).samples(), values)
+    few = (values < 40).astype(np.uint8) * (1 + values % 3)
+    assert np.array_equal(parse_png(encode_png_part(few, 0, 300)).samples(), few)
+
+
+def test_a_picture_of_zeros() -> None:
+    for part in (np.zeros((256, 0), np.uint8), np.zeros((256, 1600), np.uint8)):
+        assert not parse_png(encode_png_part(part, 0, 1600)).samples().any()
+
+
 def test_runs_with_a_palette() -> None:
-    runs = np.array([2]), np.array([7])
-    written = encode_png_runs(*runs, 3, (4, 2), voc_palette(256))
+    part = np.array([[0, 0, 3, 3], [3, 3, 3, 0]], np.uint8)
+    written = encode_png_part(part, 0, 4, voc_palette(256))
     with Image.open(io.BytesIO(written)) as image:
         assert image.mode == "P"
         assert np.array(image).tolist() == [[0, 0, 3, 3], [3, 3, 3, 0]]

@@ -203,14 +203,21 @@ def test_random_blobs_are_drawn_by_opencv_as_they_are() -> None:
     assert np.mean(at_the_edges) < 0.97  # what it is for
 
 
-@pytest.mark.parametrize("fifths", [-3, 3])
-def test_where_an_inset_would_change_the_mask_the_edges_are_given(
-    fifths: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polygons, "_FIFTHS_INSET", fifths)
+@given(masks(), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_points_anywhere_near_the_corners_rasterise_to_the_mask(mask: Mask, seed: int) -> None:
+    """Why an inset needs no proof: it is one of many ways to move corners by 2 fifths at most."""
+    generator = np.random.default_rng(seed)
+    moved = [p + generator.integers(-2, 3, p.shape) / 5 for p in outlines(mask)]
+    assert np.array_equal(rasterise(moved, mask.shape[::-1]), mask)
+
+
+def test_points_half_a_pixel_from_the_corners_do_not() -> None:
+    """The test above can fail."""
     mask = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], np.bool_)
-    (found,), (edge,) = inset(mask), outlines(mask)
-    assert np.array_equal(found, edge)
+    for fifths in (-3, 3):
+        moved = [p + fifths / 5 for p in outlines(mask)]
+        assert not np.array_equal(rasterise(moved, mask.shape[::-1]), mask)
 
 
 def test_an_outline_too_long_to_be_read_is_given_all_the_same(

@@ -8,8 +8,11 @@ are neither found nor missed, a person looks at them. They are counted, by reaso
 
 **Intervals** are 95 %. A share of independent frames has its exact binomial interval. Everything
 else is bootstrapped over groups (frames of the same steel). A share of regions, or of frames of
-which some are of one group, has the wider ends of both: the exact interval knows that 0 of 9 is not
-0 %, the bootstrap that regions of a frame and frames of a group resemble each other.
+which some are of one group, and recall at a share of false alarms, whose threshold is drawn, too,
+have the wider ends of both: the exact interval knows that 0 of 9 is not 0 %, the bootstrap that
+regions of a frame and frames of a group resemble each other. Where every draw gives the same, or
+all positives or all negatives are of one group, the bootstrap says nothing: then there is no
+interval instead of one that is narrow for want of data.
 
 **Delivered and segmented.** A delivered mask passed the decision: one of a type that was not called
 is empty. A segmented mask is what lies above the pixel threshold, whatever gate and label
@@ -23,6 +26,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +45,7 @@ from steelsight.evaluation.pixels import (
     per_region_overlap,
     pixel_average_precision,
 )
-from steelsight.evaluation.predictions import MASK_LOGIT_EDGES, Predictions
+from steelsight.evaluation.predictions import MASK_LOGIT_EDGES, Predictions, logit
 from steelsight.evaluation.ranking import RECALL_AT, Ranking, ratio
 from steelsight.evaluation.verdicts import Verdicts, apply_decision
 
@@ -57,7 +61,19 @@ THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CALIBRATION_BINS = 10
 CURVE_POINTS = 200
+_NO_WIDTH = 1e-9
+"""Two draws that differ by less differ by rounding."""
 _MASK = np.arange(len(MASK_LOGIT_EDGES) + 1)
+
+_WITHOUT_RATE = {
+    "escape_rate": "no faulty frame",
+    "recall": "no faulty frame",
+    "overkill_rate": "no clean frame",
+    "accuracy": "no frame",
+    "precision": "no frame is called NG",
+    "f1": "no frame is faulty or called NG",
+}
+"""Why a rate of verdicts is missing."""
 
 Json = dict[str, Any]
 
@@ -117,7 +133,7 @@ class _Bench:
             self._nodes[ticket],
             count=int(hits_n.sum()),
             of=int(of_n.sum()),
-            independent=int(of_n.sum()) == len(groups) == len(np.unique(groups)),
+            undrawn=int(of_n.sum()) == len(groups) == len(np.unique(groups)),
         )
         return ticket
 
@@ -128,11 +144,21 @@ class _Bench:
         return len(self._nodes) - 1
 
     def function(
-        self, figure: Callable[[Ints], Floats], of: int | None = None, count: int | None = None
+        self,
+        figure: Callable[[Ints], Floats],
+        of: int | None = None,
+        count: int | None = None,
+        *,
+        drawn_from: Sequence[Bools] = (),
     ) -> int:
-        """Any other figure; with its ``count`` if it is a share."""
+        """Any other figure; with its ``count`` if it is a share.
+
+        Each set of frames in ``drawn_from`` must come from two groups at least: with a single
+        positive only the negatives would vary, and the interval would look narrow.
+        """
         self._functions.append(figure)
-        self._nodes.append(_Node("function", len(self._functions) - 1, count, of))
+        too_few = any(len(np.unique(self._groups_n[members_n])) < 2 for members_n in drawn_from)
+        self._nodes.append(_Node("function", len(self._functions) - 1, count, of, undrawn=too_few))
         return len(self._nodes) - 1
 
     def figures(self) -> list[Figure]:
@@ -159,25 +185,31 @@ class _Bench:
             else:
                 value = float(whole[1][node.index][0])
                 draws = [functions[node.index] for _, functions in drawn]
-            found.append(_figure(value, [] if node.independent else draws, node.count, node.of))
+            found.append(_figure(value, [] if node.undrawn else draws, node.count, node.of))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """Where a figure comes from; ``independent``: its exact binomial interval is all it needs."""
+    """Where a figure comes from.
+
+    ``undrawn``: no bootstrap, because the exact binomial interval of independent frames is all it
+    needs, or because too few groups vary.
+    """
 
     kind: Literal["column", "function"]
     index: int
     count: int | None = None
     of: int | None = None
-    independent: bool = False
+    undrawn: bool = False
 
 
 def _figure(value: float, draws: list[Floats], count: int | None, of: int | None) -> Figure:
     if math.isnan(value):
         return Figure(of=of, count=count)
     low, high = percentile_interval(np.concatenate([np.zeros(0), *draws]))
+    if high - low < _NO_WIDTH:
+        low = high = math.nan
     if count is not None and of is not None:
         exact_low, exact_high = binomial_interval(count, of)
         low, high = np.fmin(low, exact_low), np.fmax(high, exact_high)
@@ -247,7 +279,8 @@ def evaluate(
     Args:
         predictions: of any number of frames, also none.
         decision: its verdicts are measured; without it only figures over all thresholds.
-        verdicts: instead of those that the decision gives, such as nested ones.
+        verdicts: instead of those that the decision gives, such as nested ones. Delivered masks are
+            theirs; frames that they do not answer are UNKNOWN, ``no-verdict``.
         resamples: of the bootstrap; 0 leaves only exact binomial intervals.
         seed: the same seed gives the same intervals.
 
@@ -258,7 +291,11 @@ def evaluate(
         verdicts = apply_decision(predictions, decision)
     finite_n = np.isfinite(predictions.faulty_logits)
     finite_n &= np.isfinite(predictions.type_scores_nk).all(axis=1)
-    whole = _Measured(predictions, decision, verdicts, finite_n, resamples, seed)
+    answered_n = finite_n if verdicts is None else finite_n & verdicts.answered_n
+    unanswered = Counter(frame.reason for frame in predictions.unanswered)
+    unanswered["not-finite"] += int((~finite_n).sum())
+    unanswered["no-verdict"] += int((finite_n & ~answered_n).sum())
+    whole = _Measured(predictions, decision, verdicts, answered_n, unanswered, resamples, seed)
     return whole.evaluation()
 
 
@@ -270,19 +307,21 @@ class _Measured:
         predictions: Predictions,
         decision: Decision | None,
         verdicts: Verdicts | None,
-        finite_n: Bools,
+        answered_n: Bools,
+        unanswered: Counter[str],
         resamples: int,
         seed: int,
     ) -> None:
-        self.all, self.decision, self.finite_n = predictions, decision, finite_n
-        self.seen = seen = predictions.take(finite_n)
-        self.verdicts = verdicts and _verdicts_of(verdicts, finite_n, predictions)
+        self.all, self.decision = predictions, decision
+        self.answered_n, self.unanswered = answered_n, unanswered
+        self.seen = seen = predictions.take(answered_n)
+        self.verdicts = verdicts and _verdicts_of(verdicts, answered_n, predictions)
         self.bench = _Bench(seen.groups, resamples, seed)
         self.not_measured: dict[str, str] = {}
         edge_k = np.full(len(seen.class_ids), nearest_edge(0.0))
         if decision is not None:
             from_k = [decision.types[c].pixel_from for c in seen.class_ids]
-            edge_k = nearest_edge(np.log(from_k) - np.log1p(-np.asarray(from_k)))
+            edge_k = nearest_edge(logit(np.array(from_k)))
         of_mask_kb = edge_k[:, None] < _MASK
         self.label_px_nk = seen.inside_nkb.sum(axis=2)
         true_nk = (seen.inside_nkb * of_mask_kb).sum(axis=2)
@@ -292,7 +331,9 @@ class _Measured:
         if self.verdicts is not None:
             called_nk = self.verdicts.called_nk
             self.delivered_nk, self.delivered_iou_nk = overlap(
-                true_nk * called_nk, marked_nk * called_nk, self.label_px_nk
+                self.verdicts.true_px_nk * called_nk,
+                self.verdicts.area_px_nk * called_nk,
+                self.label_px_nk,
             )
 
     def evaluation(self) -> Evaluation:
@@ -314,9 +355,7 @@ class _Measured:
                 "false_alarm_rate": rates["overkill_rate"],
                 "recall": rates["recall"],
             }
-        for name, figure in {**told["kaggle"], **told["mean"]}.items():
-            if figure.value is None and name not in self.not_measured:
-                self.not_measured[name] = "no frame to measure it on"
+        self._say_why(told)
         frames = self._frames()
         worst = _worst_type(told["types"])
         return Evaluation(
@@ -330,15 +369,52 @@ class _Measured:
             worst_type=worst,
             calibration=told["calibration"],
             not_measured=self.not_measured,
-            summary=_sentences(frames, told, worst, self.all.about.get("types")),
+            summary=_sentences(frames, told, worst, self.all.about.get("types"), self.not_measured),
         )
+
+    def _say_why(self, told: Json) -> None:
+        """Reasons for figures that turned out to be missing."""
+        seen, why = self.seen, self.not_measured
+        rates = told["at_decision"] or {}
+        why |= {
+            name: reason
+            for name, reason in _WITHOUT_RATE.items()
+            if name in rates and rates[name].value is None
+        }
+        for name, figure in told["kaggle"].items():
+            if figure.value is None:
+                perfect = told["kaggle"]["predict_nothing"].value == 1
+                why.setdefault(
+                    f"Kaggle's {name}",
+                    "no mask is labelled: predicting nothing is perfect"
+                    if perfect
+                    else "no frame to measure it on",
+                )
+        for name, figure in told["mean"].items():
+            if figure.value is None:
+                why.setdefault(f"mean of {name}", "no frame with a mask")
+        for k, class_id in enumerate(seen.class_ids):
+            why |= self._why_of_type(k, class_id, told["types"][class_id])
+        if len(seen) > 1 and len(np.unique(seen.groups)) == 1:
+            why["intervals"] = (
+                "all frames are of one group: how much figures vary from group to group is not"
+                " known, and intervals of shares, which take frames for independent, are too narrow"
+            )
+
+    def _why_of_type(self, k: int, class_id: str, told: Json) -> dict[str, str]:
+        if not self.seen.present_nk[:, k].any():
+            return {f"type {class_id}": "no frame holds it"}
+        if not self.seen.masked_nk[:, k].any():
+            return {f"masks of type {class_id}": "no frame with a mask"}
+        names = ["pixel_average_precision", "pro"] if self.seen.graded else []
+        names += ["regions_found"] if self.verdicts else []
+        reason = "no labelled pixel, or none that is not labelled"
+        return {f"{name} of type {class_id}": reason for name in names if told[name].value is None}
 
     # Frames
 
     def _frames(self) -> Json:
-        lost_n = ~self.finite_n
-        reasons = Counter(frame.reason for frame in self.all.unanswered)
-        reasons["not-finite"] += int(lost_n.sum())
+        lost_n = ~self.answered_n
         unanswered_faulty = sum(frame.faulty for frame in self.all.unanswered)
         unanswered_faulty += int(self.all.faulty[lost_n].sum())
         unanswered = len(self.all.unanswered) + int(lost_n.sum())
@@ -350,7 +426,7 @@ class _Measured:
             "faulty": faulty + unanswered_faulty,
             "clean": len(self.seen) - faulty + unanswered - unanswered_faulty,
             "groups": len(np.unique(self.seen.groups)),
-            "unanswered_reasons": {code: n for code, n in sorted(reasons.items()) if n},
+            "unanswered_reasons": {code: n for code, n in sorted(self.unanswered.items()) if n},
             "unanswered_faulty": unanswered_faulty,
         }
 
@@ -361,7 +437,7 @@ class _Measured:
         if not self._scores_known("ranking", seen.faulty, ~seen.faulty, "faulty", "clean"):
             return None
         ranking = Ranking(seen.faulty_logits.astype(np.float64), seen.faulty)
-        found = self._ranked(ranking, np.ones(len(seen), bool), int(seen.faulty.sum()))
+        found = self._ranked(ranking, seen.faulty, ~seen.faulty)
         del found["detection"]
         above_s, alarms_s = ranking.curve()
         positives, negatives = int(above_s[-1]), int(alarms_s[-1])
@@ -393,8 +469,10 @@ class _Measured:
             return True
         return False
 
-    def _ranked(self, ranking: Ranking, of_n: Bools, positives: int) -> Json:
-        """Tickets of the figures of a ranking of some frames, ``positives`` of them positive."""
+    def _ranked(self, ranking: Ranking, positive_n: Bools, negative_n: Bools) -> Json:
+        """Tickets of the figures of a ranking of these frames."""
+        of_n, positives = positive_n | negative_n, int(positive_n.sum())
+        drawn_from = (positive_n, negative_n)
         # All figures of a block of draws come out of one pass.
         last: list[tuple[Ints, dict[str, Floats]]] = []
 
@@ -407,13 +485,15 @@ class _Measured:
             return figure
 
         found = {
-            name: _Ticket(self.bench.function(column(name), int(of_n.sum())))
+            name: _Ticket(self.bench.function(column(name), int(of_n.sum()), drawn_from=drawn_from))
             for name in ("auroc", "average_precision", "detection")
         }
         whole = ranking.figures(np.ones((1, int(of_n.sum())), np.int64))
         for name in RECALL_AT.values():
             count = round(float(whole[name][0]) * positives)
-            found[name] = _Ticket(self.bench.function(column(name), positives, count))
+            found[name] = _Ticket(
+                self.bench.function(column(name), positives, count, drawn_from=drawn_from)
+            )
         return found
 
     def _calibration(self) -> Json | None:
@@ -457,6 +537,9 @@ class _Measured:
         verdicts, faulty_n = self.verdicts, self.seen.faulty
         if verdicts is None:
             self.not_measured["verdicts"] = "no decision file"
+            self.not_measured["found, regions_found and delivered masks of types"] = (
+                "no decision file"
+            )
             return None
         ng_n = verdicts.ng_n
         right_n, every_n = ng_n == faulty_n, np.ones(len(faulty_n), bool)
@@ -532,7 +615,8 @@ class _Measured:
     def _kaggle(self) -> Json:
         names = ("dice", "predict_nothing", "head_room_captured")
         if self.delivered_nk is None:
-            self.not_measured |= {f"Kaggle's {name}": "no decision file" for name in names[::2]}
+            for name in ("dice", "head_room_captured"):
+                self.not_measured[f"Kaggle's {name}"] = "no decision file"
         known_nk = self.seen.masked_nk | ~self.seen.present_nk
         pairs_n = known_nk.sum(axis=1)
         nothing_n = ((self.label_px_nk == 0) & known_nk).sum(axis=1)
@@ -552,7 +636,11 @@ class _Measured:
         masked_nk = self.seen.masked_nk
         best_nk = None
         if self.seen.graded:
-            best_nk = self._best_nk()[0]
+            best_nk = self._best_nk[0]
+        else:
+            self.not_measured["mean of best_dice"] = "masks are not probabilities"
+        if self.verdicts is None:
+            self.not_measured["mean of dice_delivered"] = "no decision file"
         return {
             name: Figure() if dice_nk is None else _Ticket(self._mean_of_types(dice_nk, masked_nk))
             for name, dice_nk in (
@@ -573,6 +661,7 @@ class _Measured:
 
         return self.bench.function(mean, int(of_nk.any(axis=0).sum()))
 
+    @cached_property
     def _best_nk(self) -> tuple[Floats, Floats]:
         """Dice at each type's best threshold on these frames, and its logit."""
         seen = self.seen
@@ -603,10 +692,11 @@ class _Measured:
         clean_n = ~seen.faulty
         names = ("auroc", "average_precision", "detection", *RECALL_AT.values())
         name = f"ranking of type {class_id}"
-        if self._scores_known(name, present_n, clean_n, f"type {class_id}", "clean"):
+        # Of a type that no frame holds, nothing is measured: that is said once.
+        if present_n.any() and self._scores_known(name, present_n, clean_n, "faulty", "clean"):
             of_n = present_n | clean_n
             scores = seen.type_scores_nk[of_n, k]
-            told |= self._ranked(Ranking(scores, present_n[of_n]), of_n, int(present_n.sum()))
+            told |= self._ranked(Ranking(scores, present_n[of_n]), present_n, clean_n)
         else:
             told |= dict.fromkeys(names, Figure())
         for figure, values_nk in (
@@ -620,7 +710,9 @@ class _Measured:
                 told[figure] = _Ticket(self.bench.mean(values_nk[:, k] * masked_n, masked_n))
         told |= self._graded(k, class_id, masked_n, of_type_r)
         if verdicts is None:
-            return told | {"found": Figure(), "missed_frames": [], "regions_found": Figure()}
+            bins = ("by_size", "by_position_x", "by_position_y", "by_brightness")
+            told |= {"found": Figure(), "missed_frames": [], "regions_found": Figure()}
+            return told | {name: [] for name in bins}
         called_n = verdicts.called_nk[:, k]
         missed = np.flatnonzero(present_n & ~called_n)
         order = np.argsort(seen.type_scores_nk[missed, k], kind="stable")
@@ -635,15 +727,12 @@ class _Measured:
         """Figures over all pixel thresholds."""
         seen = self.seen
         names = ("best_dice", "pixel_average_precision", "pro")
-        missing = None
-        if not seen.graded:
-            missing = "masks are not probabilities"
-        elif not masked_n.any():
-            missing = "no frame with a mask"
-        if missing:
-            self.not_measured |= {f"{name} of type {class_id}": missing for name in names}
+        if not seen.graded or not masked_n.any():
+            if masked_n.any():
+                missing = "masks are not probabilities"
+                self.not_measured |= {f"{name} of type {class_id}": missing for name in names}
             return dict.fromkeys(names, Figure()) | {"best_pixel_logit": None}
-        best_nk, logit_k = self._best_nk()
+        best_nk, logit_k = self._best_nk
         # Pixels of frames whose mask of the type is missing are neither good nor bad.
         known_n = masked_n | ~seen.present_nk[:, k]
         inside_nb = seen.inside_nkb[:, k].astype(np.float64)
@@ -677,8 +766,10 @@ class _Measured:
         return {
             "best_dice": _Ticket(self.bench.mean(best_nk[:, k], masked_n)),
             "best_pixel_logit": float(logit_k[k]),
-            "pixel_average_precision": _Ticket(self.bench.function(precision, known)),
-            "pro": _Ticket(self.bench.function(pro, int(of_type_r.sum()))),
+            "pixel_average_precision": _Ticket(
+                self.bench.function(precision, known, drawn_from=(masked_n,))
+            ),
+            "pro": _Ticket(self.bench.function(pro, int(of_type_r.sum()), drawn_from=(masked_n,))),
         }
 
     def _regions(self, verdicts: Verdicts, of_type_r: Bools) -> Json:
@@ -805,7 +896,9 @@ def _worst_type(types: Mapping[str, Json]) -> Json | None:
 # Words -------------------------------------------------------------------------------------------
 
 
-def _sentences(frames: Json, told: Json, worst: Json | None, names: Any) -> list[str]:
+def _sentences(
+    frames: Json, told: Json, worst: Json | None, names: Any, not_measured: Mapping[str, str]
+) -> list[str]:
     """What the figures say; ``names`` of the types by id, where they are told."""
     said = []
     decided = told["at_decision"]
@@ -824,8 +917,13 @@ def _sentences(frames: Json, told: Json, worst: Json | None, names: Any) -> list
     elif told["ranking"] is not None:
         recall = told["ranking"]["recall_at_2_percent"]
         said.append(
-            "No decision file: where 2 % of the clean frames raise an alarm, it finds"
-            f" {_share(recall)} of the faulty ones."
+            f"No decision file: where 2 % of the clean frames raise an alarm, it finds"
+            f" {recall.count:,} of {recall.of:,} faulty ones ({_share(recall)})."
+        )
+    else:
+        said.append(
+            "No decision file, so nothing is known about misses and false alarms; nor about ranking"
+            f" ({not_measured['ranking']})."
         )
     if frames["unanswered"]:
         said.append(
@@ -843,10 +941,16 @@ def _sentences(frames: Json, told: Json, worst: Json | None, names: Any) -> list
         )
     dice, nothing = told["kaggle"]["dice"], told["kaggle"]["predict_nothing"]
     if dice.value is not None:
+        delivered = told["mean"]["dice_delivered"]
+        hidden = (
+            "There is no labelled mask to compare with."
+            if delivered.value is None
+            else "Where a type is present, the delivered masks have a mean Dice of"
+            f" {_number(delivered)}."
+        )
         said.append(
-            f"Kaggle's Dice is {dice.value:.3f}; predicting nothing at all scores"
-            f" {nothing.value:.3f} on these frames. Where a type is present, the delivered masks"
-            f" have a mean Dice of {_number(told['mean']['dice_delivered'])}."
+            f"Kaggle's Dice is {_number(dice, 3)}; predicting nothing at all scores"
+            f" {nothing.value:.3f} on these frames. {hidden}"
         )
     return said
 
@@ -867,9 +971,8 @@ def _percent(share: float) -> str:
     return f"{percent:.1f}" if percent < 10 else f"{percent:.0f}"
 
 
-def _number(figure: Figure) -> str:
-    if figure.value is None:
-        return "unknown size"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.2f}"
-    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+def _number(figure: Figure, digits: int = 2) -> str:
+    ends = (figure.value, figure.low, figure.high)
+    value, *interval = (None if end is None else f"{end:.{digits}f}" for end in ends)
+    low, high = interval
+    return f"{value}" if low is None or high is None else f"{value} ({low} to {high})"

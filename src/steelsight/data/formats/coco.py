@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -601,7 +602,7 @@ def write_polygons(label_set: LabelSet, folder: Path, placement: Placement) -> d
     (:func:`steelsight.data.polygons.inset_outlines_of_rle`), so pycocotools rasterises them to
     exactly the mask. Areas and boxes are those of the mask.
     """
-    return _write(label_set, folder, placement, _polygon_parts)
+    return _write(label_set, folder, placement, partial(_polygon_parts, _FifthTexts()))
 
 
 COCO = LabelFormat("coco", "COCO JSON with masks as RLE", recognise, read, write)
@@ -625,16 +626,32 @@ def _rle_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
     ]
 
 
-def _polygon_parts(rle: str, size_wh: tuple[int, int]) -> list[Json]:
+class _FifthTexts(dict[int, str]):
+    """Numbers of fifths as JSON writes them in whole pixels, each written out once."""
+
+    def __missing__(self, fifths: int) -> str:
+        self[fifths] = text = json.dumps(fifths / 5)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """A list of numbers that is JSON already: the json module takes several times as long."""
+
+    text: str
+
+
+def _polygon_parts(texts: _FifthTexts, rle: str, size_wh: tuple[int, int]) -> list[Json]:
     parts = []
     for polygon_xy in inset_outlines_of_rle(rle, size_wh):
+        fifths = np.rint(5 * polygon_xy).astype(np.int64).ravel().tolist()
         x, y = np.rint(polygon_xy).astype(np.int64).T
         # The shoelace formula; holes run the other way round, so they count negative.
         doubled_px = x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]
         left, top, right, bottom = (int(v) for v in (x.min(), y.min(), x.max(), y.max()))
         parts.append(
             {
-                "segmentation": [polygon_xy.ravel().tolist()],
+                "segmentation": _Numbers(", ".join(map(texts.__getitem__, fifths))),
                 "area": abs(int(doubled_px)) // 2,
                 "bbox": [left, top, right - left, bottom - top],
             }
@@ -684,7 +701,7 @@ def _write(
         ("images", images),
         ("annotations", annotations),
     ):
-        listed_lines = ",\n".join(map(json.dumps, elements))
+        listed_lines = ",\n".join(map(_line, elements))
         lines.append(f'"{key}": [\n{listed_lines}\n]')
     path = folder / "annotations.json"
     try:
@@ -695,6 +712,16 @@ def _write(
             " check the path, its permissions and the free space"
         ) from error
     return {}
+
+
+def _line(element: Json) -> str:
+    """An element as JSON, without line ends."""
+    polygon = element.get("segmentation")
+    if not isinstance(polygon, _Numbers):
+        return json.dumps(element)
+    # What stands in front of the segmentation are ids.
+    line = json.dumps(element | {"segmentation": None})
+    return line.replace("null", f"[[{polygon.text}]]", 1)
 
 
 def _category_ids(class_ids: tuple[str, ...]) -> dict[str, int]:

@@ -69,6 +69,7 @@ from steelsight.data.labels import (
 )
 from steelsight.data.polygons import rasterise_rle
 from steelsight.data.tables import unique_keys
+from steelsight.data.threads import frame_by_frame
 from steelsight.errors import InputError, LabelError, first_names
 from steelsight.imaging import IMAGE_SUFFIXES
 from steelsight.masks import MAX_MASK_PX, kaggle_from_rows, row_runs, union_rle
@@ -139,7 +140,8 @@ def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> t
     length_bits = np.array([(header >> shift & 15) + 1 for shift in (12, 8, 4, 0)])
     starts, end_bit = _block_starts(data, length_bits.tolist())
     # Kind, size and length of all blocks at once.
-    head = _windows(data, starts)
+    windows = _windows(data)
+    head = _window_at(windows, starts)
     is_run, size = head >> 31 > 0, head >> 29 & 3
     words = 1 + ((head << 3 & 0xFFFFFFFF) >> (32 - length_bits[size]))
     end_word = np.cumsum(words)
@@ -148,29 +150,30 @@ def decode_brush(rle: object, size_wh: tuple[int, int], *, where: str = "") -> t
     end_word, first_word = end_word[:count], end_word[:count] - words[:count]
     value_bit = starts + 3 + length_bits[size]
     # The alpha of pixel k is word 4 k + 3, so these words hold the alphas of these pixels:
-    first_px, end_px = first_word // 4, end_word // 4
-    pixel_count = end_px - first_px
-    # A run is one piece of pixel_count pixels, literals are as many pieces of one pixel.
-    pieces = np.where(is_run, 1, pixel_count)
-    block = np.repeat(np.arange(len(pieces)), pieces)
-    nth = np.arange(len(block)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    literal_word = 4 * (first_px[block] + nth) + 3 - first_word[block]
-    bit = value_bit[block] + np.where(is_run[block], 0, _WORD_BITS * literal_word)
-    alpha = _windows(data, bit) >> (32 - _WORD_BITS)
-    start = first_px[block] + nth
-    end = start + np.where(is_run, pixel_count, 1)[block]
+    start, end = first_word // 4, end_word // 4
+    if not is_run.all():
+        # A run is one piece of its pixels, literals are as many pieces of one pixel.
+        pieces = np.where(is_run, 1, end - start)
+        block = np.repeat(np.arange(len(pieces)), pieces)
+        nth = np.arange(len(block)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        literal_word = 4 * (start[block] + nth) + 3 - first_word[block]
+        value_bit = value_bit[block] + np.where(is_run[block], 0, _WORD_BITS * literal_word)
+        start, end = start[block] + nth, np.where(is_run[block], end[block], start[block] + nth + 1)
+    alpha = _window_at(windows, value_bit) >> (32 - _WORD_BITS)
     seen = (alpha > 0) & (start < end)
     return start[seen], end[seen]
 
 
-def _windows(data: bytes, bit: Ints) -> Ints:
-    """32 bits of the stream from each given bit on; the first 25 of them are sure to be filled."""
-    stream = np.frombuffer(data + bytes(4), np.uint8)
-    byte = bit >> 3
-    window: Ints = stream[byte].astype(np.int64)
-    for i in range(1, 4):
-        window = window << 8 | stream[byte + i]
-    return window << (bit & 7) & 0xFFFFFFFF
+def _windows(data: bytes) -> Ints:
+    """32 bits of the stream from each byte on, up to that behind the last one."""
+    stream = np.frombuffer(data + bytes(4), np.uint8).astype(np.int64)
+    return stream[:-3] << 24 | stream[1:-2] << 16 | stream[2:-1] << 8 | stream[3:]
+
+
+def _window_at(windows: Ints, bit: Ints) -> Ints:
+    """32 bits from each given bit on; the first 25 of them are sure to be filled."""
+    found: Ints = windows[bit >> 3] << (bit & 7) & 0xFFFFFFFF
+    return found
 
 
 def _block_starts(data: bytes, length_bits: list[int]) -> tuple[Ints, int]:
@@ -248,8 +251,9 @@ def encode_brush(starts: Ints, ends: Ints, size_wh: tuple[int, int]) -> list[int
         Bytes as a list of whole numbers.
     """
     pixel_count = size_wh[0] * size_wh[1]
-    edges = np.concatenate(([0], np.stack((starts, ends), axis=1).ravel(), [pixel_count]))
-    run_words = 4 * np.diff(edges)
+    edges = np.zeros(2 * len(starts) + 2, np.int64)
+    edges[1:-1:2], edges[2:-1:2], edges[-1] = starts, ends, pixel_count
+    run_words = 4 * (edges[1:] - edges[:-1])
     value = np.zeros(len(run_words), np.int64)
     value[1::2] = 255
     run_words, value = run_words[run_words > 0], value[run_words > 0]
@@ -260,31 +264,42 @@ def encode_brush(starts: Ints, ends: Ints, size_wh: tuple[int, int]) -> list[int
     last = np.cumsum(block_count) - 1
     words[last] = run_words - largest * (block_count - 1)
     size = np.searchsorted(1 << _LENGTH_BITS[:3], np.repeat(run_words, block_count))
-    bits = 3 + _LENGTH_BITS[size] + _WORD_BITS
-    code = (4 | size) << (bits - 3) | (words - 1) << _WORD_BITS | np.repeat(value, block_count)
-    header = (4 * pixel_count, (_WORD_BITS - 1) << 16 | 0x237F)
-    return _packed(np.append(header, code), np.append((32, _HEADER_BITS - 32), bits))
+    bits = np.empty(len(words) + 2, np.int64)
+    bits[:2], bits[2:] = (32, _HEADER_BITS - 32), 3 + _LENGTH_BITS[size] + _WORD_BITS
+    codes = np.empty_like(bits)
+    codes[:2] = 4 * pixel_count, (_WORD_BITS - 1) << 16 | 0x237F
+    codes[2:] = (4 | size) << (bits[2:] - 3) | (words - 1) << _WORD_BITS
+    codes[2:] |= np.repeat(value, block_count)
+    return _packed(codes, bits)
 
 
 def _packed(codes: Ints, bit_counts: Ints) -> list[int]:
     """Numbers one after the other, each in up to 32 bits; then zeros: at least one bit."""
     ends = np.cumsum(bit_counts)
     starts = ends - bit_counts
-    # Each number lies in up to five bytes. As no two share a bit, their sums are their unions.
-    byte, in_40_bits = starts >> 3, codes << (40 - bit_counts - (starts & 7))
-    packed = np.zeros(ends[-1] // 8 + 5)
-    for i in range(5):
-        part = in_40_bits >> (32 - 8 * i) & 255
-        packed += np.bincount(byte + i, part, len(packed))
-    return list(packed[: ends[-1] // 8 + 1].astype(np.uint8).tobytes())
+    # A number begins in each word of 32 bits, and ends in it or the next one. As no two numbers
+    # share a bit, their sums are their unions.
+    word, in_two_words = starts >> 5, codes.astype(np.uint64)
+    in_two_words <<= (64 - bit_counts - (starts & 31)).astype(np.uint64)
+    is_first = np.ones(len(word), np.bool_)
+    np.not_equal(word[1:], word[:-1], out=is_first[1:])
+    sums = np.add.reduceat(in_two_words, np.flatnonzero(is_first))
+    words = np.zeros(len(sums) + 1, np.uint64)
+    words[:-1] = sums >> 32
+    words[1:] += sums & 0xFFFFFFFF
+    return list(words.astype(">u4").tobytes()[: ends[-1] // 8 + 1])
 
 
 def _bytes(rle: object, where: str) -> bytes:
-    if isinstance(rle, list) and set(map(type, rle)) == {int}:
+    if isinstance(rle, list) and rle:
         try:
-            return bytes(rle)
-        except (ValueError, OverflowError):
-            pass
+            data = bytes(rle)
+        except (TypeError, ValueError, OverflowError):
+            data = b""
+        # true and false would be taken for 1 and 0.
+        small = np.flatnonzero(np.frombuffer(data, np.uint8) < 2).tolist()
+        if data and not any(type(rle[index]) is bool for index in small):
+            return data
     told = f"is {_told(rle)}"
     if isinstance(rle, list) and rle:
         told = f"holds {_told(next(v for v in rle if type(v) is not int or not 0 <= v <= 255))}"
@@ -319,6 +334,7 @@ def recognise(path: Path) -> str | None:
         return None
 
 
+@frame_by_frame()
 def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = None) -> LabelSet:
     """Reads a JSON export, or the folder that holds it; images lie in ``images/`` or beside it.
 
@@ -388,6 +404,7 @@ def read(path: Path, options: ReadOptions, errors: list[LabelError] | None = Non
     )
 
 
+@frame_by_frame()
 def write(label_set: LabelSet, folder: Path, placement: Placement) -> dict[str, str]:
     """Writes ``label_studio.json`` for import, and the labelling interface ``label_config.xml``.
 

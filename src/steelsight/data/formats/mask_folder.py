@@ -77,8 +77,8 @@ from steelsight.errors import (
     first_names,
 )
 from steelsight.imaging import IMAGE_SUFFIXES, read_size_wh
-from steelsight.masks import decode_columns, decode_rle, row_runs
-from steelsight.png import PNG_SIGNATURE, Colours, encode_png, encode_png_runs, voc_palette
+from steelsight.masks import decode_columns, decode_rle
+from steelsight.png import PNG_SIGNATURE, Colours, encode_png, encode_png_part, voc_palette
 
 MASK_FOLDERS = ("masks", "annotations", "labels", "SegmentationClass")
 IMAGE_FOLDERS = (IMAGE_FOLDER, "JPEGImages")
@@ -707,20 +707,25 @@ def _number_png(
     where: str,
 ) -> bytes:
     """One number per pixel; where types overlap, the later one in class order stays."""
+    width, height = size_wh
+    parts = {
+        number: decode_columns(
+            frame.rle_by_class[class_id], size_wh, where=f"{where}, type {class_id!r}"
+        )
+        for number, class_id in enumerate(class_ids, start=1)
+        if frame.rle_by_class.get(class_id)
+    }
     dtype = np.uint8 if len(class_ids) < 256 else np.uint16
+    left = min((begin for begin, _ in parts.values()), default=0)
+    right = max((begin + part_hw.shape[1] for begin, part_hw in parts.values()), default=0)
+    values_hw: NDArray[Any] = np.zeros((height, right - left), dtype)
+    for number, (begin, part_hw) in parts.items():
+        covered_hw = values_hw[:, begin - left : begin - left + part_hw.shape[1]]
+        np.maximum(covered_hw, part_hw.view(np.uint8) * dtype(number), out=covered_hw)
     palette = _VOC_PALETTE if form is MaskForm.PALETTE else b""
-    if len(frame.rle_by_class) == 1 and dtype is np.uint8:
-        ((class_id, rle),) = frame.rle_by_class.items()
-        runs = row_runs(rle, size_wh, where=f"{where}, type {class_id!r}")
-        return encode_png_runs(*runs, 1 + class_ids.index(class_id), size_wh, palette)
-    values_hw: NDArray[Any] = np.zeros(size_wh[::-1], dtype)
-    for number, class_id in enumerate(class_ids, start=1):
-        if class_id in frame.rle_by_class:
-            rle = frame.rle_by_class[class_id]
-            left, columns_hw = decode_columns(rle, size_wh, where=f"{where}, type {class_id!r}")
-            covered_hw = values_hw[:, left : left + columns_hw.shape[1]]
-            np.maximum(covered_hw, columns_hw.view(np.uint8) * dtype(number), out=covered_hw)
-    return encode_png(values_hw, 8 * values_hw.itemsize, palette)
+    if dtype is np.uint8:
+        return encode_png_part(values_hw, left, width, palette)
+    return encode_png(np.pad(values_hw, ((0, 0), (left, width - right))), 16)
 
 
 def _binary_pngs(

@@ -261,12 +261,13 @@ def _value_rles(png: _MaskPng, highest: int, expected: str, where: str) -> dict[
     height = len(png.values_hw)
     left, right = int(covered[0]), int(covered[-1]) + 1
     columns = cv2.transpose(png.values_hw[:, left:right]).ravel()
-    starts = np.concatenate(([0], np.flatnonzero(columns[1:] != columns[:-1]) + 1))
-    ends = np.append(starts[1:], len(columns))
+    starts = np.append(0, np.flatnonzero(columns[1:] != columns[:-1]) + 1)
+    runs = np.empty((len(starts), 2), np.int64)
+    runs[:, 0] = starts + (left * height + 1)
+    runs[:-1, 1], runs[-1, 1] = starts[1:] - starts[:-1], len(columns) - starts[-1]
     value = columns[starts]
-    wrong = np.flatnonzero(value > highest)
-    if len(wrong):
-        first = wrong[0]
+    if value.max() > highest:
+        first = int((value > highest).argmax())
         count_px = np.count_nonzero(columns == value[first])
         raise LabelError(
             f"{where}: pixel value {value[first]} at row {starts[first] % height}, column"
@@ -274,8 +275,7 @@ def _value_rles(png: _MaskPng, highest: int, expected: str, where: str) -> dict[
         )
     # Runs of equal number side by side, still in ascending order; they do not touch by themselves.
     order = np.argsort(value, kind="stable")
-    runs = np.stack((starts + left * height + 1, ends - starts), axis=1)[order]
-    value = value[order]
+    runs, value = runs[order], value[order]
     bounds = [*(np.flatnonzero(value[1:] != value[:-1]) + 1).tolist(), len(value)]
     return {
         int(value[a]): " ".join(map(str, runs[a:b].ravel().tolist()))

@@ -21,6 +21,8 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -687,9 +689,25 @@ def _new_names(label_set: LabelSet) -> dict[str, str]:
 def _coordinates(rle: str, size_wh: tuple[int, int]) -> Iterator[str]:
     # A hundredth of a pixel: the rasteriser rounds to fifths.
     decimals = max(6, len(str(max(size_wh))) + 2)
+    x_text, y_text = (_share_texts(side_px, decimals) for side_px in size_wh)
     for polygon_xy in inset_outlines_of_rle(rle, size_wh):
-        shares = (polygon_xy / size_wh).ravel().tolist()
-        yield " ".join(f"{share:.{decimals}f}" for share in shares)
+        x, y = np.rint(5 * polygon_xy).astype(np.int64).T.tolist()
+        points = zip(map(x_text.__getitem__, x), map(y_text.__getitem__, y), strict=True)
+        yield " ".join(chain.from_iterable(points))
+
+
+class _ShareTexts(dict[int, str]):
+    """Shares of a side by whole fifths of a pixel, each written out once: there are millions."""
+
+    def __init__(self, side_px: int, decimals: int) -> None:
+        self._side_px, self._decimals = side_px, decimals
+
+    def __missing__(self, fifths: int) -> str:
+        self[fifths] = text = f"{fifths / 5 / self._side_px:.{self._decimals}f}"
+        return text
+
+
+_share_texts = lru_cache(maxsize=8)(_ShareTexts)
 
 
 def _write_text(path: Path, text: str) -> None:
