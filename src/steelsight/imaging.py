@@ -141,8 +141,12 @@ def read_bytes(path: str | Path, *, policy: DecodePolicy = _DEFAULT_POLICY) -> b
         if status.st_size > policy.max_bytes:
             _refuse_bytes(status.st_size, policy)
         with path.open("rb") as file:
-            # The file may have grown since; decode() refuses the one byte too many.
-            return file.read(policy.max_bytes + 1)
+            # Memory for the limit would cost more than reading a small file. It may have grown
+            # since; decode() refuses the one byte too many.
+            data = file.read(status.st_size + 1)
+            if len(data) > status.st_size:
+                data += file.read(policy.max_bytes + 1 - len(data))
+            return data
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or _one_line(error)
         _refuse(Reason.UNREADABLE, f"the file could not be read: {cause}", error)

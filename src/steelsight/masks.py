@@ -402,17 +402,18 @@ def line_runs(starts: Ints, ends: Ints, line_px: int) -> tuple[Ints, Ints, Ints]
 
 
 def _turned(starts: Ints, ends: Ints, line_px: int, line_count: int) -> tuple[Ints, Ints]:
-    """The same pixels followed across the lines, by way of the small part that they cover."""
+    """The same pixels followed across the lines, by way of the lines that they cover."""
     if not len(starts):
         return starts, ends
-    line, begin, end = line_runs(starts, ends, line_px)
-    first_line, lines = int(line[0]), int(line[-1] - line[0]) + 1
-    low, px = int(begin.min()), int(end.max() - begin.min())
-    at = (line - first_line) * px - low
-    covered = _mask_from_counts(_counts(at + begin, at + end, 0, lines * px), (lines, px))
+    first_line = int(starts[0]) // line_px
+    lines = (int(ends[-1]) - 1) // line_px + 1 - first_line
+    counts = _counts(starts, ends, first_line * line_px, (first_line + lines) * line_px)
+    filled = _filled(counts).reshape(lines, line_px)
+    used = np.flatnonzero(filled.max(axis=0))
+    low, px = int(used[0]), int(used[-1] - used[0]) + 1
     # One pixel of background between the new lines keeps runs from going on in the next one.
     flat = np.zeros(px * (lines + 1) + 1, np.uint8)
-    flat[1:].reshape(px, lines + 1)[:, :-1] = covered
+    flat[1:].reshape(px, lines + 1)[:, :-1] = cv2.transpose(filled[:, low : low + px])
     new_line, offset = np.divmod(_edges(flat), lines + 1)
     edges = (low + new_line) * line_count + first_line + offset
     return _joined(edges[::2], edges[1::2])
@@ -780,6 +781,10 @@ def _counts(starts: Ints, ends: Ints, first: int, end: int) -> Ints:
 
 def _mask_from_counts(counts: Ints, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
     """Fills a mask with alternating runs of zeros and ones, beginning with zeros."""
+    return cv2.transpose(_filled(counts).reshape(size_wh)).view(np.bool_)
+
+
+def _filled(counts: Ints) -> NDArray[np.uint8]:
     values = np.zeros(len(counts), np.uint8)
     values[1::2] = 1
-    return cv2.transpose(np.repeat(values, counts).reshape(size_wh)).view(np.bool_)
+    return np.repeat(values, counts)
