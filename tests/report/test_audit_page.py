@@ -4,11 +4,11 @@ import base64
 import html
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from tests.pages import Page
 
 from steelsight.data.audit import audit
 from steelsight.data.catalog import scan
@@ -28,43 +28,6 @@ RUN = {
 }
 NO_COPIES = Duplicates((), ())
 CLASSES = (LabelClass("1", "pits"), LabelClass("2", "scratches"))
-
-
-class Page(HTMLParser):
-    """Elements by tag, texts, and whether every element is closed in order."""
-
-    VOID = frozenset({"meta", "img", "br", "rect", "path", "image"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open[-1:] not in (["style"], []):
-            self.texts.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.elements if name == tag]
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def steel(seed, shape_hw=(64, 160)):

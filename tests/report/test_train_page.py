@@ -6,12 +6,12 @@ import itertools
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import cv2
 import numpy as np
 import pytest
+from tests.pages import Page
 
 from steelsight.errors import InputError
 from steelsight.report import train_page
@@ -71,47 +71,8 @@ DATA = {
 }
 
 
-class Page(HTMLParser):
-    """Elements by tag, texts, and whether every element is closed in order."""
-
-    VOID = frozenset({"meta", "img", "br", "rect", "path", "image", "line", "polyline", "polygon"})
-
-    def __init__(self, path):
-        super().__init__()
-        self.elements, self.texts, self._open = [], [], []
-        self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open[-1:] not in (["style"], []):
-            self.texts.append(data)
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.elements if name == tag]
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def rows(self):
-        """Tables as lists of cell texts."""
-        found = re.findall(r"<tr[^>]*>(.*?)</tr>", self.html, re.DOTALL)
-        cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in found]
-        return [[" ".join(re.sub(r"<[^>]*>", " ", c).split()) for c in row] for row in cells]
+def page_at(path):
+    return Page(path.read_text(encoding="utf-8"))
 
 
 def write_csv(path, rows):
@@ -164,7 +125,7 @@ def page(tmp_path):
     """``page(**options of write_run)`` -> the parsed page."""
 
     def written(**options):
-        return Page(write_train_page(write_run(tmp_path / "coil 4711", **options)))
+        return page_at(write_train_page(write_run(tmp_path / "coil 4711", **options)))
 
     return written
 
@@ -247,16 +208,16 @@ def test_charts_show_every_curve_and_mark_the_kept_step(page):
 
 def test_sheets_are_shown_from_the_last_and_within_the_budget(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run", sheets=range(1, 11))
-    found = Page(write_train_page(folder))
+    found = page_at(write_train_page(folder))
     steps = re.findall(r"Sample frames at step (\d+)", found.html)
     assert steps == ["10", "7", "4", "1"]
     embedded = base64.b64decode(found.all("img")[0]["src"].split(",")[1])
     assert embedded == (folder / "samples" / "step-000010.jpg").read_bytes()
     assert (found.all("img")[0]["width"], found.all("img")[0]["height"]) == ("300", "40")
     monkeypatch.setattr(train_page, "PICTURE_BYTES", 2 * len(embedded) + 2000)
-    assert len(Page(write_train_page(folder)).all("img")) == 2
+    assert len(page_at(write_train_page(folder)).all("img")) == 2
     (folder / "samples" / "step-000010.jpg").write_bytes(b"")
-    assert Page(write_train_page(folder)).all("img")
+    assert page_at(write_train_page(folder)).all("img")
 
 
 # Less than everything ---------------------------------------------------------------------------
@@ -281,7 +242,7 @@ def test_of_equally_good_validations_the_better_mean_then_the_first_count(tmp_pa
             for s, g, d in rows
         ]
         write_csv(folder / "validation.csv", table)
-        assert f"kept are those of step {best}." in Page(write_train_page(folder)).text
+        assert f"kept are those of step {best}." in page_at(write_train_page(folder)).text
 
 
 def test_a_run_that_ended_early_says_so(page):
@@ -298,7 +259,7 @@ def test_a_run_that_has_just_begun_has_a_page(page):
 def test_a_run_without_held_out_frames_shows_how_it_learned(tmp_path):
     folder = write_run(tmp_path / "final", summary=None, data=DATA | {"held_out": {"frames": 0}})
     (folder / "validation.csv").unlink()
-    text = Page(write_train_page(folder)).text
+    text = page_at(write_train_page(folder)).text
     assert "NOT FINISHED" not in text
     assert "Learning rate" in text
     assert "Worst type" not in text
@@ -320,7 +281,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     folder = write_run(tmp_path / "run", summary=None)
     with (folder / "metrics.csv").open("a") as file:
         file.write("31,0.0")
-    assert "30 of 30 steps" in Page(write_train_page(folder)).text
+    assert "30 of 30 steps" in page_at(write_train_page(folder)).text
 
 
 @pytest.mark.parametrize(
@@ -352,11 +313,11 @@ def test_odd_values_in_json_do_not_matter(page):
 
 def test_settings_alone_make_a_page(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    assert "No figures" in Page(write_train_page(tmp_path)).text
+    assert "No figures" in page_at(write_train_page(tmp_path)).text
     data = {"classes": [{}], "train": {"frames": 1}, "notes": ["x"] * 30}
     (tmp_path / "data.json").write_text(json.dumps(data))
     (tmp_path / "environment.json").write_text('{"resumed": [1], "machine": [], "code": {}}')
-    assert "and 10 more" in Page(write_train_page(tmp_path)).text
+    assert "and 10 more" in page_at(write_train_page(tmp_path)).text
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -378,7 +339,7 @@ def folds(tmp_path):
 
 
 def test_folds_are_told_with_mean_and_spread(folds):
-    found = Page(write_cross_validation_page(folds))
+    found = page_at(write_cross_validation_page(folds))
     rows = {row[0]: row[1:] for row in found.rows if row}
     assert rows["Figure"] == ["fold-0", "fold-1", "fold-2", "Mean ± SD"]
     # Standard deviation of a sample: sqrt((.03^2 + .01^2 + .04^2) / 2)
@@ -397,7 +358,7 @@ def test_folds_are_told_with_mean_and_spread(folds):
 def test_figures_over_all_frames_and_the_final_network_are_shown(folds):
     (folds / "summary.json").write_text(json.dumps(SUMMARY | {"auroc": 0.935}))
     write_train_page(write_run(folds / "final", summary=None))
-    found = Page(write_cross_validation_page(folds))
+    found = page_at(write_cross_validation_page(folds))
     rows = {row[0]: row[1:] for row in found.rows if row}
     name = "AUROC, faulty or not a faulty frame scores above a clean one"
     assert rows[name][0] == "0.935 95 %: 0.910 to 0.970"
@@ -408,7 +369,7 @@ def test_figures_over_all_frames_and_the_final_network_are_shown(folds):
 def test_folds_that_are_not_finished_are_named(folds):
     shutil.rmtree(folds / "fold-2")
     write_run(folds / "fold-10", steps=25, summary=None)
-    text = Page(write_cross_validation_page(folds)).text
+    text = page_at(write_cross_validation_page(folds)).text
     assert "Not finished: fold-10" in text
     assert text.index("fold-1 ") < text.index("fold-10 ")
 
