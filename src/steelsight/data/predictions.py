@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +23,32 @@ def read_predictions(path: Path) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     line_of: dict[str, int] = {}
+    for number, line in result_lines(path):
+        image, probability = _prediction(line, f"{path} line {number}")
+        if image in line_of:
+            raise InputError(
+                f"{path} line {number}: the image {shown(image)} stands in line"
+                f" {line_of[image]} already, expected each frame once; give the results of"
+                " one run"
+            )
+        line_of[image] = number
+        if probability is not None:
+            found[image] = probability
+    return found
+
+
+def result_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a ``results.jsonl`` that are not blank, and their numbers, from 1.
+
+    Raises:
+        InputError: it is no file, cannot be read, or is no text.
+    """
     try:
         check_is_file(path)
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                image, probability = _prediction(line, f"{path} line {number}")
-                if image in line_of:
-                    raise InputError(
-                        f"{path} line {number}: the image {shown(image)} stands in line"
-                        f" {line_of[image]} already, expected each frame once; give the results of"
-                        " one run"
-                    )
-                line_of[image] = number
-                if probability is not None:
-                    found[image] = probability
+                if line.strip():
+                    yield number, line
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}), expected the results.jsonl of 'steelsight"
@@ -49,7 +59,6 @@ def read_predictions(path: Path) -> dict[str, float]:
             f"{path}: byte {error.object[error.start]:#04x} is not UTF-8, expected the"
             " results.jsonl of 'steelsight inspect'; give that file"
         ) from error
-    return found
 
 
 def _prediction(line: str, where: str) -> tuple[str, float | None]:

@@ -38,7 +38,7 @@ from steelsight.evaluation.intervals import (
     bootstrap_groups,
     percentile_interval,
 )
-from steelsight.evaluation.metrics import dice_by_threshold, nearest_edge
+from steelsight.evaluation.metrics import best_edge, dice_by_threshold, nearest_edge
 from steelsight.evaluation.pixels import (
     PRO_UP_TO,
     overlap,
@@ -672,9 +672,7 @@ class _Measured:
             if not masked_n.any():
                 continue
             dice_ne = dice_by_threshold(seen.inside_nkb[masked_n, k], seen.outside_nkb[masked_n, k])
-            mean_e = dice_ne.mean(axis=0)
-            highest = np.flatnonzero(mean_e == mean_e.max())
-            edge = highest[np.abs(MASK_LOGIT_EDGES[highest]).argmin()]
+            edge = best_edge(dice_ne)
             best_nk[masked_n, k], logit_k[k] = dice_ne[:, edge], MASK_LOGIT_EDGES[edge]
         return best_nk, logit_k
 

@@ -337,6 +337,17 @@ def _json(value: Any) -> Any:
     return [_json(item) for item in value] if isinstance(value, tuple) else value
 
 
+def best_edge(dice_ne: NDArray[np.float64]) -> int:
+    """Index of the threshold with the best mean Dice; of equals the one nearest to logit 0.
+
+    Args:
+        dice_ne: by frame and threshold (``MASK_LOGIT_EDGES``), at least one frame.
+    """
+    mean_e = dice_ne.mean(axis=0)
+    highest = np.flatnonzero(mean_e == mean_e.max())
+    return int(highest[np.abs(MASK_LOGIT_EDGES[highest]).argmin()])
+
+
 def type_figures(predictions: Predictions) -> tuple[TypeFigures, ...]:
     """The figures of each type, in channel order."""
     clean = ~predictions.faulty
@@ -353,9 +364,7 @@ def type_figures(predictions: Predictions) -> tuple[TypeFigures, ...]:
             dice_ne = dice_by_threshold(
                 predictions.inside_nkb[masked, k], predictions.outside_nkb[masked, k]
             )
-            dice_e = dice_ne.mean(axis=0)
-            highest = np.flatnonzero(dice_e == dice_e.max())
-            best = highest[np.abs(MASK_LOGIT_EDGES[highest]).argmin()]
+            dice_e, best = dice_ne.mean(axis=0), best_edge(dice_ne)
             best_dice, pixel_logit = float(dice_e[best]), float(MASK_LOGIT_EDGES[best])
             dice_at_half = float(dice_e[_ZERO_LOGIT])
         figures.append(

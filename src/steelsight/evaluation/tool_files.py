@@ -27,6 +27,7 @@ from steelsight.data.formats.registry import load
 from steelsight.data.frames import LabelledFrame
 from steelsight.data.labels import ReadOptions, class_id_of, shown
 from steelsight.data.polygons import rasterise_rle
+from steelsight.data.predictions import result_lines
 from steelsight.data.tables import check_is_file, unique_keys
 from steelsight.defects import Reason, Verdict
 from steelsight.errors import InputError, LabelError, first_names
@@ -225,30 +226,16 @@ def _image_folder(frames: Sequence[LabelledFrame]) -> Path | None:
 def _read_results(path: Path) -> ToolFile:
     by_image: dict[str, ToolAnswer] = {}
     decisions = set()
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path} line {number}"
-                image, answer, decision = _result(line, where)
-                if image in by_image:
-                    raise InputError(
-                        f"{where}: the image {shown(image)} stands there twice, expected each frame"
-                        " once; give the results of one run"
-                    )
-                by_image[image] = answer
-                decisions.add(decision)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}), expected the results.jsonl of 'steelsight"
-            " inspect'; check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.object[error.start]:#04x} is not UTF-8, expected the"
-            " results.jsonl of 'steelsight inspect'; give that file"
-        ) from error
+    for number, line in result_lines(path):
+        where = f"{path} line {number}"
+        image, answer, decision = _result(line, where)
+        if image in by_image:
+            raise InputError(
+                f"{where}: the image {shown(image)} stands there twice, expected each frame"
+                " once; give the results of one run"
+            )
+        by_image[image] = answer
+        decisions.add(decision)
     if len(decisions) > 1:
         raise InputError(
             f"{path}: results of several decisions ({first_names(sorted(map(str, decisions)))}),"
