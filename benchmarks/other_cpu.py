@@ -16,7 +16,7 @@ import numpy as np
 
 from steelsight.bundle import load_bundle
 from steelsight.engine.runtime import load_runtime
-from steelsight.imaging import read_file
+from steelsight.imaging import mask_probabilities, read_file
 
 
 def write(bundle_folder: Path, frames: Path, target: Path) -> None:
@@ -32,7 +32,8 @@ def write(bundle_folder: Path, frames: Path, target: Path) -> None:
         outputs = gate.run({"frames": crop_hw[None, None]})
         faulty.append(float(outputs.pop("faulty_probability")[0]))
         outputs.pop("class_probabilities")
-        masks.append(segmenter.run(outputs)["mask_probabilities"][0])
+        logits_chw = segmenter.run(outputs)["mask_logits"][0]
+        masks.append(mask_probabilities(logits_chw, (crop_hw.shape[1], crop_hw.shape[0])))
         print(path.name, faulty[-1], flush=True)
     np.savez_compressed(target, faulty=faulty, masks=masks)
 

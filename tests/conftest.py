@@ -5,6 +5,8 @@ import pytest
 
 # Before torch is imported: threads that spin while they wait make a loaded machine crawl.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# No test measures engines or writes the user's cache, unless it sets both aside (test_choice.py).
+os.environ["STEELSIGHT_ENGINE"] = "onnxruntime"
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ CHECKED = ("gate.onnx", "segmenter.onnx", PARITY, "self_test.png")
 def manifest_of(folder: Path, **changes: Any) -> Manifest:
     return Manifest(
         **{
-            "format": 1,
+            "format": 2,
             "name": "tiny",
             "precision": Precision.FP32,
             "code_version": __version__,
@@ -306,9 +306,9 @@ def test_a_parity_file_that_is_none_is_refused(folder: Path, parity: str) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
-        ("format = 1", "format = 2", "format"),
-        ("format = 1\n", "", "format"),
-        ("format = 1", "format = 1\nspeed = 5", "speed"),
+        ("format = 2", "format = 3", "format"),
+        ("format = 2\n", "", "format"),
+        ("format = 2", "format = 2\nspeed = 5", "speed"),
         ('name = "tiny"', 'name = "a b"', "name"),
         ('precision = "fp32"', 'precision = "fp16"', "precision"),
         ("channels = 1", "channels = 3", "input.channels"),
@@ -347,7 +347,7 @@ def test_a_wrong_manifest_is_refused_in_one_line_that_names_the_key(
         ("min_wh = [64, 64]", "min_wh = [64, -1]", "at least 1"),
         ('id = "inclusion"', 'id = "scratch"', "same id"),
         ('id = "inclusion"', 'id = "_crack"', "pattern"),
-        ("format = 1", 'format = 1\nsegmenter_takes = "masks"', "segmenter_takes"),
+        ("format = 2", 'format = 2\nsegmenter_takes = "masks"', "segmenter_takes"),
         ('id = "inclusion"', 'id = "-1"', "pattern"),
     ],
 )

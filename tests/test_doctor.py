@@ -1,8 +1,6 @@
 import json
-import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,7 @@ from steelsight.bundle import (
     file_entry,
     write_manifest,
 )
-from steelsight.defects import Defect, Inspection, Reason, Verdict
-from steelsight.doctor import Check, Diagnosis, compare, diagnose, versions
-from steelsight.masks import encode_rle
+from steelsight.doctor import Check, Diagnosis, diagnose, versions
 
 DECISION_FILE = """\
 version = 1
@@ -53,7 +49,7 @@ def brightness_networks(gate: Path, segmenter: Path) -> None:
     image = [None, 1, None, None]
     frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, image)
     c2 = helper.make_tensor_value_info("c2", TensorProto.FLOAT, image)
-    masks = helper.make_tensor_value_info("mask_probabilities", TensorProto.FLOAT, image)
+    masks = helper.make_tensor_value_info("mask_logits", TensorProto.FLOAT, image)
     faulty = helper.make_tensor_value_info("faulty_probability", TensorProto.FLOAT, [None])
     classes = helper.make_tensor_value_info("class_probabilities", TensorProto.FLOAT, [None, 1])
     constants = [
@@ -73,7 +69,22 @@ def brightness_networks(gate: Path, segmenter: Path) -> None:
         [faulty, classes, c2],
         constants,
     )
-    save(segmenter, [helper.make_node("Identity", ["c2"], [masks.name])], [c2], [masks], [])
+    save(
+        segmenter,
+        [
+            helper.make_node("Clip", ["c2", "least", "most"], ["p"]),
+            helper.make_node("Sub", ["one", "p"], ["rest"]),
+            helper.make_node("Div", ["p", "rest"], ["odds"]),
+            helper.make_node("Log", ["odds"], [masks.name]),
+        ],
+        [c2],
+        [masks],
+        [
+            helper.make_tensor("least", TensorProto.FLOAT, [], [1e-6]),
+            helper.make_tensor("most", TensorProto.FLOAT, [], [1 - 1e-6]),
+            helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+        ],
+    )
 
 
 def save(
@@ -105,7 +116,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
         for stem, content in files.items():
             next(folder.glob(f"{stem}.*")).write_bytes(content)
         manifest = Manifest(
-            format=1,
+            format=2,
             name="bright",
             precision=Precision.FP32,
             code_version=__version__,
@@ -276,108 +287,34 @@ def test_packages_that_are_not_installed_are_left_out(
     assert diagnosis.healthy
 
 
-# The comparison ----------------------------------------------------------------------------------
-
-SIZE_HW = (40, 50)
+# The engine of auto ------------------------------------------------------------------------------
 
 
-def mask_of(x: int, width: int = 20) -> str:
-    mask_hw = np.zeros(SIZE_HW, bool)
-    mask_hw[10:20, x : x + width] = True
-    return encode_rle(mask_hw)
+def told(diagnosis: Diagnosis) -> str:
+    return next(check.found for check in diagnosis.checks if check.what == "engine of auto")
 
 
-def answer(*masks: tuple[str, str], faulty: float | None = 0.5, ng: bool = True) -> Inspection:
-    defects = tuple(
-        Defect(class_id, 1, (0, 0, 1, 1), 1.0, 1.0, 0.0, 0.9, rle) for class_id, rle in masks
+def test_the_choice_of_auto_is_told_with_its_reason(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = make_bundle()
+    assert told(diagnose(folder)) == "onnxruntime: STEELSIGHT_ENGINE says so"
+    pytest.importorskip("openvino")
+    monkeypatch.delenv("STEELSIGHT_ENGINE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    measured = told(diagnose(folder))
+    assert re.fullmatch(
+        r"(onnxruntime|openvino): the fastest that answers the self-test as recorded; "
+        r"onnxruntime [\d.]+ ms a frame; openvino [\d.]+ ms a frame",
+        measured,
     )
-    return Inspection(
-        image="self_test",
-        sha256=None,
-        verdict=Verdict.NG if ng else Verdict.OK,
-        reason=None,
-        detail=None,
-        faulty_probability=faulty,
-        class_probabilities={},
-        defects=defects,
-        size_wh=SIZE_HW[::-1],
-        model="",
-        decision="",
-        engine="",
-    )
+    assert told(diagnose(folder)) == f"{measured}; measured earlier"
 
 
-RECORD = answer(("a", mask_of(10)), ("b", mask_of(0, 4))).to_json()
-
-
-def test_the_same_answer_does_not_differ() -> None:
-    assert compare(answer(("a", mask_of(10)), ("b", mask_of(0, 4))), RECORD) == ""
-    assert compare(answer(faulty=0.1, ng=False), answer(faulty=0.1, ng=False).to_json()) == ""
-
-
-def test_regions_may_be_split_differently() -> None:
-    parts = (("a", mask_of(10, 5)), ("a", mask_of(15, 15)), ("b", mask_of(0, 4)))
-    assert compare(answer(*parts), RECORD) == ""
-
-
-def test_another_verdict_differs() -> None:
-    assert compare(answer(ng=False), RECORD).startswith("expected verdict NG, got OK")
-    assert compare(answer(), answer(ng=False).to_json()).startswith("expected verdict OK, got NG")
-
-
-def test_no_verdict_differs_and_says_why() -> None:
-    unknown = replace(
-        answer(faulty=None), verdict=Verdict.UNKNOWN, reason=Reason.EMPTY, detail="0 bytes"
-    )
-    assert compare(unknown, RECORD) == "expected verdict NG, got UNKNOWN (0 bytes)"
-
-
-def test_unknown_was_never_recorded_as_an_answer() -> None:
-    """A self-test frame without a verdict proves nothing, even if both sides agree."""
-    unknown = replace(answer(faulty=None), verdict=Verdict.UNKNOWN, reason=Reason.EMPTY)
-    assert compare(unknown, unknown.to_json())
-
-
-def sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))
-
-
-@pytest.mark.parametrize("logit", [-6.0, -1.0, 0.0, 0.3, 4.0, 9.0])
-@pytest.mark.parametrize(
-    ("shift", "same"), [(-0.51, False), (-0.49, True), (0.0, True), (0.49, True), (0.51, False)]
-)
-def test_faulty_logits_may_shift_by_half(logit: float, shift: float, same: bool) -> None:
-    found = compare(answer(faulty=sigmoid(logit + shift)), answer(faulty=sigmoid(logit)).to_json())
-    assert (found == "") is same
-    assert same or found.startswith(f"expected faulty_probability {sigmoid(logit):.4f}, got ")
-
-
-@pytest.mark.parametrize(("one", "other"), [(1.0, 1.0), (1.0, 1 - 1e-7), (0.0, 1e-9)])
-def test_probabilities_of_0_and_1_can_be_compared(one: float, other: float) -> None:
-    assert compare(answer(faulty=one), answer(faulty=other).to_json()) == ""
-
-
-def test_certainties_that_contradict_differ() -> None:
-    assert compare(answer(faulty=1.0), answer(faulty=0.0).to_json())
-
-
-@pytest.mark.parametrize(
-    ("masks", "dice"),
-    [
-        # Both masks are 20 columns wide: a shift by n leaves a Dice of (20 - n) / 20.
-        ((("a", mask_of(11)), ("b", mask_of(0, 4))), "type a overlap .* Dice of 0.95"),
-        ((("a", mask_of(30)), ("b", mask_of(0, 4))), "type a overlap .* Dice of 0.00"),
-        ((("a", mask_of(10)),), "type b overlap .* Dice of 0.00"),
-        ((("a", mask_of(10)), ("b", mask_of(0, 4)), ("c", mask_of(40, 1))), "type c .* 0.00"),
-        ((("b", mask_of(10)), ("a", mask_of(0, 4))), "type [ab] overlap"),
-    ],
-)
-def test_masks_must_overlap_type_by_type(masks: tuple[tuple[str, str], ...], dice: str) -> None:
-    found = compare(answer(*masks), RECORD)
-    assert re.search(dice, found), found
-
-
-def test_a_dice_just_above_the_tolerance_passes() -> None:
-    # 33 of 34 columns in common: 2 * 33 / (33 + 34) = 0.985
-    wide, narrow = answer(("a", mask_of(5, 34))), answer(("a", mask_of(5, 33)))
-    assert compare(narrow, wide.to_json()) == ""
+def test_what_keeps_auto_from_a_choice_is_told_and_no_exception(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEELSIGHT_ENGINE", "tensorrt")
+    diagnosis = diagnose(make_bundle())
+    assert "expected an engine of auto, onnxruntime, openvino" in told(diagnosis)
+    assert diagnosis.healthy

@@ -35,10 +35,12 @@ from steelsight.imaging import (
     blend_weights,
     decode,
     from_array,
+    mask_probabilities,
     pad_to_multiple,
     read_bytes,
     read_file,
     read_size_wh,
+    steel_columns,
     tile_plan,
 )
 
@@ -1103,3 +1105,82 @@ def test_a_header_that_cannot_be_read(tmp_path):
     with pytest.raises(DecodeError) as caught:
         read_size_wh(tmp_path / "missing.png")
     assert caught.value.reason is Reason.UNREADABLE
+
+
+# From logits to pixels ---------------------------------------------------------------------------
+
+
+def bilinear_loop(plane: np.ndarray, stride: int) -> np.ndarray:
+    """Every pixel from the four cells around its centre; beyond the border the border's value."""
+    rows, columns = plane.shape
+    full = np.zeros((rows * stride, columns * stride))
+    for y in range(full.shape[0]):
+        for x in range(full.shape[1]):
+            v, u = (y + 0.5) / stride - 0.5, (x + 0.5) / stride - 0.5
+            top, left = int(np.floor(v)), int(np.floor(u))
+            for cell_y, share_y in ((top, 1 - (v - top)), (top + 1, v - top)):
+                for cell_x, share_x in ((left, 1 - (u - left)), (left + 1, u - left)):
+                    cell = plane[min(max(cell_y, 0), rows - 1), min(max(cell_x, 0), columns - 1)]
+                    full[y, x] += share_y * share_x * cell
+    return full
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_mask_probabilities_are_sigmoids_of_interpolated_logits(stride: int) -> None:
+    rng = np.random.default_rng(stride)
+    logits_chw = (rng.normal(size=(3, 5, 7)) * 6).astype(np.float32)
+    found = mask_probabilities(logits_chw, (7 * stride, 5 * stride))
+    assert (found.shape, found.dtype) == ((3, 5 * stride, 7 * stride), np.float32)
+    want = [1 / (1 + np.exp(-bilinear_loop(plane, stride))) for plane in logits_chw]
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_mask_probabilities_of_extreme_and_broken_logits() -> None:
+    logits_chw = np.array([[[-1e4, 1e4], [np.nan, 0]]], np.float32)
+    found = mask_probabilities(logits_chw, (2, 2))[0]
+    assert found[0].tolist() == [0, 1]
+    assert np.isnan(found[1, 0])
+    assert found[1, 1] == 0.5
+    assert not np.isfinite(mask_probabilities(logits_chw, (8, 8))).all()
+
+
+# The dark beside the strip -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dark_left", "dark_right", "multiple_of", "expected"),
+    [
+        (0, 0, 32, (0, 320)),
+        (100, 0, 1, (100, 320)),
+        (100, 0, 32, (96, 320)),
+        (0, 100, 32, (0, 224)),
+        (64, 33, 32, (64, 288)),
+        (31, 31, 32, (0, 320)),
+        (319, 0, 32, (288, 320)),
+        (320, 0, 32, (0, 320)),
+    ],
+)
+def test_dark_columns_at_the_sides_are_left_out(
+    dark_left: int, dark_right: int, multiple_of: int, expected: tuple[int, int]
+) -> None:
+    grey_hw = np.full((64, 320), 90, np.uint8)
+    grey_hw[:, :dark_left] = 10
+    grey_hw[:, 320 - dark_right :] = 10
+    assert steel_columns(grey_hw, 25, multiple_of) == expected
+    assert steel_columns(grey_hw, 0, multiple_of) == (0, 320)
+
+
+def test_a_dark_band_on_the_steel_is_looked_at_and_single_bright_pixels_are_no_steel() -> None:
+    grey_hw = np.full((128, 320), 90, np.uint8)
+    grey_hw[:, 100:200] = 0
+    grey_hw[:, :50] = 0
+    grey_hw[7, 20] = 255
+    assert steel_columns(grey_hw, 25) == (50, 320)
+    grey_hw[8:10, 20] = 255
+    assert steel_columns(grey_hw, 25) == (20, 320)
+
+
+def test_an_odd_width_is_never_exceeded() -> None:
+    grey_hw = np.full((64, 301), 90, np.uint8)
+    grey_hw[:, :70] = 0
+    assert steel_columns(grey_hw, 25, 64) == (64, 301)

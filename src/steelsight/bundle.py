@@ -100,7 +100,7 @@ class TrainingEntry(_Table):
 class Manifest(_Table):
     """``manifest.toml``."""
 
-    format: Literal[1]
+    format: Literal[2]
     name: str = Field(pattern=NAME_PATTERN)
     precision: Precision
     code_version: str

@@ -77,6 +77,9 @@ class InputRule(_Table):
 
     min_contrast: float = Field(ge=0, le=128)
     """Least standard deviation of the grey levels; below it the frame is UNKNOWN, ``blank``."""
+    dark_margin_below: int = Field(default=0, ge=0, le=255)
+    """Grey level of the dark beside the strip: columns at the sides that do not reach it are not
+    looked at, which saves their time. 0 looks at the whole frame."""
 
 
 class TypeRule(_Table):

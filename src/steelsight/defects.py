@@ -56,6 +56,8 @@ class Reason(StrEnum):
     """The network produced NaN or infinity."""
     ENGINE_FAILED = "engine-failed"
     """The inference engine raised an error on this frame."""
+    TIMEOUT = "timeout"
+    """No verdict was there at the deadline that the caller had set (``Inspector.stream``)."""
     NOT_LOCALISED = "not-localised"
     """NG by the classifier alone: no region of any type passed its thresholds."""
 

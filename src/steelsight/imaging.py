@@ -850,6 +850,61 @@ def blend_weights(width: int, height: int, overlap_px: int) -> npt.NDArray[np.fl
     return np.outer(ramp(height), ramp(width))
 
 
+def steel_columns(grey_hw: GreyHW, dark_below: int, multiple_of: int = 1) -> tuple[int, int]:
+    """First column that shows steel, and the one after the last.
+
+    A column is dark if fewer than one in 64 of its pixels reach ``dark_below``: beside the strip
+    there is nothing but noise. Only dark columns at the sides are left out.
+
+    Args:
+        grey_hw: the frame.
+        dark_below: least grey level of steel; 0 takes all columns.
+        multiple_of: both limits are moved outward to multiples of it, as far as there are columns.
+
+    Returns:
+        ``(0, columns)`` also for a frame that is dark all over.
+    """
+    rows, columns = grey_hw.shape
+    if dark_below <= 0:
+        return 0, columns
+    bright_px = cv2.reduce(
+        cv2.threshold(grey_hw, dark_below - 1, 1, cv2.THRESH_BINARY)[1],
+        0,
+        cv2.REDUCE_SUM,
+        dtype=cv2.CV_32S,
+    )[0]
+    steel = np.flatnonzero(bright_px * 64 >= rows)
+    if not steel.size:
+        return 0, columns
+    first = int(steel[0]) // multiple_of * multiple_of
+    last = -(-(int(steel[-1]) + 1) // multiple_of) * multiple_of
+    return first, min(last, columns)
+
+
+def mask_probabilities(logits_chw: ProbabilitiesCHW, size_wh: tuple[int, int]) -> ProbabilitiesCHW:
+    """Sigmoid of mask logits, enlarged bilinearly.
+
+    The logits are interpolated, not the probabilities: outlines then lie where the trained network
+    put them (``align_corners=False``, as in torch).
+
+    Args:
+        logits_chw: at the network's resolution, ``(C, h, w)``.
+        size_wh: of the result; multiples of w and h.
+
+    Returns:
+        0..1, ``(C, H, W)``; NaN around logits that are NaN.
+    """
+    width, height = size_wh
+    probabilities_chw = np.empty((len(logits_chw), height, width), np.float32)
+    for logits_hw, enlarged_hw in zip(logits_chw, probabilities_chw, strict=True):
+        cv2.resize(logits_hw, size_wh, dst=enlarged_hw, interpolation=cv2.INTER_LINEAR)
+    np.negative(probabilities_chw, out=probabilities_chw)
+    with np.errstate(over="ignore", invalid="ignore"):  # 1 / (1 + infinity) is 0, as it should be
+        np.exp(probabilities_chw, out=probabilities_chw)
+    probabilities_chw += 1
+    return np.reciprocal(probabilities_chw, out=probabilities_chw)
+
+
 class Stitcher:
     """Joins the probability maps of overlapping tiles into one map of the whole image.
 

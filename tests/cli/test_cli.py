@@ -59,6 +59,7 @@ def commands() -> list[str]:
 
 
 COMMANDS = [
+    "benchmark",
     "calibrate",
     "compare",
     "data audit-labels",
@@ -325,7 +326,7 @@ def replace_file(path: Path, content: bytes) -> None:
     [
         ("gate.int8.onnx", lambda data: data[:-1], "gate.int8.onnx: expected sha256"),
         ("segmenter.int8.onnx", None, "expected segmenter.int8.onnx"),
-        ("manifest.toml", lambda data: data.replace(b"format = 1", b"format = 2"), "format"),
+        ("manifest.toml", lambda data: data.replace(b"format = 2", b"format = 3"), "format"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

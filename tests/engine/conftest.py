@@ -103,8 +103,9 @@ class FakeSegmenter:
             raise EngineError("the fake segmenter failed")
         masks = [np.where(frames[:, 0] == mark, MASK_INSIDE, MASK_OUTSIDE) for mark in TYPES]
         probabilities = np.stack(masks, axis=1).astype(np.float32)
-        probabilities[:, 1][frames[:, 0] == Level.SEGMENTER_NAN] = np.nan
-        return {"mask_probabilities": probabilities}
+        logits = np.log(probabilities / (1 - probabilities))
+        logits[:, 1][frames[:, 0] == Level.SEGMENTER_NAN] = np.nan
+        return {"mask_logits": logits}
 
 
 @dataclass
@@ -159,7 +160,7 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
         }
         file = FileEntry(file="none", sha256="0" * 64)
         manifest = Manifest(
-            format=1,
+            format=2,
             name="fake",
             precision="fp32",
             code_version="0",

@@ -396,6 +396,35 @@ def test_tiles_of_any_overlap_and_multiple(bench, plate, level, overlap):
     assert np.array_equal(masks_of(result)["2"], frame == level.TYPE_2)
 
 
+def test_the_dark_beside_the_strip_is_not_looked_at(bench, decision, plate, level):
+    dark = decision.model_copy(
+        update={"input": decision.input.model_copy(update={"dark_margin_below": 25})}
+    )
+    frame = plate(256, 1600)
+    frame[:, :500] = 3
+    frame[:, 1400:] = 3
+    put(frame, (700, 100, 60, 40), level.TYPE_2)
+    frame[10:12, 200] = level.TYPE_3  # fewer than one in 64 pixels: noise
+    made, widths = bench(), []
+    run = made.gate.run
+
+    def measured(inputs):
+        widths.append(inputs["frames"].shape[3])
+        return run(inputs)
+
+    made.gate.run = measured
+    made.inspector.bundle = made.inspector.bundle.model_copy(update={"decision": dark})
+    result = made.inspector.inspect(frame)
+    assert widths == [1408 - 480]
+    assert [d.bbox_xywh for d in result.defects] == [(700, 100, 60, 40)]
+    assert result.size_wh == (1600, 256)
+    looked = made.inspector.look(frame).probabilities_chw
+    assert looked.shape == (4, 256, 1600)
+    assert not looked[:, :, :480].any()
+    assert not looked[:, :, 1408:].any()
+    assert looked[:, :, 480:1408].all()
+
+
 # ------------------------------------------------------------------------------------- many frames
 
 

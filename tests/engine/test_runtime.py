@@ -1,7 +1,9 @@
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,16 @@ from onnx import TensorProto, helper
 
 from steelsight import imaging
 from steelsight.bundle import Bundle, Precision, load_bundle
-from steelsight.doctor import LOGIT_TOLERANCE, MASK_TOLERANCE_DICE, compare
 from steelsight.engine import runtime
 from steelsight.engine.cascade import Inspector
-from steelsight.engine.runtime import Engine, Runtime, available_cores, load_runtime
+from steelsight.engine.choice import LOGIT_TOLERANCE, MASK_TOLERANCE_DICE, compare
+from steelsight.engine.runtime import (
+    Engine,
+    Runtime,
+    available_cores,
+    load_runtime,
+    share_threads,
+)
 from steelsight.errors import EngineError, InputError
 
 pytest.importorskip("openvino", reason="needs the extra openvino")
@@ -182,6 +190,82 @@ def test_threads_below_one_are_refused(tmp_path: Path, engine: Engine, threads: 
         load_runtime(network(tmp_path / "net.onnx"), Precision.FP32, engine, threads)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_several_threads_may_run_it_at_once(tmp_path: Path, engine: Engine, workers: int) -> None:
+    """Each thread has the answer to its own frame, also when threads are more than workers."""
+    loaded = load_runtime(network(tmp_path / "net.onnx"), Precision.FP32, engine, 2, workers)
+    together = threading.Barrier(4, timeout=60)
+
+    def answers(thread: int) -> list[tuple[float, float]]:
+        together.wait()
+        pairs = []
+        for n in range(50):
+            given = inputs(100 * thread + n, (40 + thread, 60))
+            product = given["frames"].astype(np.float32) * given["weights"]
+            outputs = loaded.run(given)
+            np.testing.assert_allclose(outputs["product"], product, rtol=1e-6)
+            pairs.append((float(outputs["mean"][0]), float(product.mean(dtype=np.float64))))
+        return pairs
+
+    with ThreadPoolExecutor(4) as pool:
+        for pairs in pool.map(answers, range(4)):
+            found, expected = np.array(pairs).T
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_failed_leaves_the_others_their_turn(load: Load, engine: Engine) -> None:
+    loaded = load(engine)
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            loaded.run(inputs(0) | {"weights": np.zeros(2, np.float32)})
+    assert loaded.run(inputs(1))["mean"].shape == (1,)
+
+
+def test_each_worker_of_openvino_has_a_stream_and_threads_are_shared(tmp_path: Path) -> None:
+    loaded = load_runtime(network(tmp_path / "n.onnx"), Precision.FP32, Engine.OPENVINO, 2, 2)
+    compiled = loaded._model  # type: ignore[attr-defined]
+    assert compiled.get_property("NUM_STREAMS") == min(2, os.cpu_count() or 1)
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert not compiled.get_property("ENABLE_CPU_PINNING")
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "intra_op"), [(2, 1, 2), (2, 2, 1), (8, 2, 7), (2, 5, 1), (1, 1, 1)]
+)
+def test_workers_and_the_pool_of_onnxruntime_are_together_as_many_as_threads(
+    tmp_path: Path, threads: int, workers: int, intra_op: int
+) -> None:
+    loaded = load_runtime(
+        network(tmp_path / "n.onnx"), Precision.FP32, Engine.ONNXRUNTIME, threads, workers
+    )
+    options = loaded._session.get_session_options()  # type: ignore[attr-defined]
+    assert options.intra_op_num_threads == intra_op
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ((4, 1), (4, 1)),
+        ((4, 0), (4, 4)),
+        ((2, 3), (2, 3)),
+        ((None, 1), (6, 1)),
+        ((None, 0), (6, 6)),
+    ],
+)
+def test_threads_and_workers_as_numbers(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[int | None, int], shared: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(runtime, "available_cores", lambda: 6)
+    assert share_threads(*given) == shared
+
+
+def test_fewer_than_no_worker_is_refused() -> None:
+    with pytest.raises(InputError, match="expected at least 1 worker, got -1"):
+        Inspector.load(workers=-1)
+
+
 def test_openvino_that_is_not_installed_says_what_to_do(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,9 +314,10 @@ def test_both_engines_say_the_same_network_by_network(shipped: Bundle) -> None:
     features = {name: value for name, value in gated[0].items() if name in ("c2", "c3", "c4", "c5")}
     assert all(value.dtype == np.uint8 for value in features.values())
     segmenters = [load_runtime(shipped.segmenter_path, precision, engine) for engine in ENGINES]
-    ours, theirs = (s.run(features)["mask_probabilities"] for s in segmenters)
-    assert ours.shape == theirs.shape == (1, 4, *grey_hw.shape)
-    for rule, mine, other in zip(shipped.decision.types.values(), ours[0], theirs[0], strict=True):
+    logits = [s.run(features)["mask_logits"][0] for s in segmenters]
+    assert {logits_chw.shape for logits_chw in logits} == {(4, 256 // 4, 512 // 4)}
+    ours, theirs = (imaging.mask_probabilities(chw, (512, 256)) for chw in logits)
+    for rule, mine, other in zip(shipped.decision.types.values(), ours, theirs, strict=True):
         both = (mine >= rule.pixel_from).sum() + (other >= rule.pixel_from).sum()
         common = ((mine >= rule.pixel_from) & (other >= rule.pixel_from)).sum()
         assert both == 0 or 2 * common / both >= MASK_TOLERANCE_DICE
@@ -244,7 +329,7 @@ def test_openvino_computes_in_the_precision_it_was_given(shipped: Bundle) -> Non
     import openvino
 
     loaded = load_runtime(shipped.gate_path, Precision.INT8, Engine.OPENVINO, 1)
-    compiled = loaded._request.get_compiled_model()  # type: ignore[attr-defined]
+    compiled = loaded._model  # type: ignore[attr-defined]
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
@@ -259,7 +344,7 @@ def test_shipped_networks_refuse_frames_that_do_not_fit(shipped: Bundle, engine:
     segmenter = load_runtime(shipped.segmenter_path, shipped.manifest.precision, engine)
     features = gate.run({"frames": np.zeros((1, 1, 64, 96), np.uint8)})
     del features["faulty_probability"], features["class_probabilities"]
-    assert segmenter.run(features)["mask_probabilities"].shape == (1, 4, 64, 96)
+    assert segmenter.run(features)["mask_logits"].shape == (1, 4, 16, 24)
     with pytest.raises(EngineError, match="failed"):
         segmenter.run(features | {"c5": features["c5"][:, :, :1]})
     with pytest.raises(EngineError, match="failed"):
@@ -275,6 +360,25 @@ def test_available_cores_are_within_what_the_machine_has() -> None:
         assert available_cores() <= len(os.sched_getaffinity(0))
 
 
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Builds a system: cores by affinity, the process's groups, and files of control groups."""
+
+    def build(affinity: int, own: str | None, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        if own is not None:
+            (tmp_path / "own").write_text(own)
+        monkeypatch.setattr(runtime, "_CONTROL_GROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr(runtime, "_OWN_GROUPS", tmp_path / "own")
+        monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(affinity)))
+
+    return build
+
+
+@pytest.mark.parametrize("own", ["0::/\n", "0::/a/path/of/the/host\n", None])
 @pytest.mark.parametrize(
     ("affinity", "quota", "cores"),
     [
@@ -286,20 +390,71 @@ def test_available_cores_are_within_what_the_machine_has() -> None:
         (2, "1600000 100000\n", 2),
         (3, "", 3),
         (3, "garbage", 3),
-        (4, None, 4),
     ],
 )
 def test_cores_follow_affinity_and_quota(
-    monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None, cores: int
+    groups: Callable[..., None], own: str | None, affinity: int, quota: str, cores: int
 ) -> None:
-    def read_text(path: Path) -> str:
-        assert str(path) == "/sys/fs/cgroup/cpu.max"
-        if quota is None:
-            raise FileNotFoundError(path)
-        return quota
+    groups(affinity, own, {"cpu.max": quota})
+    assert available_cores() == cores
 
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(affinity)))
-    monkeypatch.setattr(runtime.Path, "read_text", read_text)
+
+V1 = "12:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n0::/docker/1\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        pytest.param(None, {}, 8, id="no control groups"),
+        pytest.param(
+            "0::/system.slice/line.service\n",
+            {"system.slice/line.service/cpu.max": "300000 100000"},
+            3,
+            id="v2, a service's quota",
+        ),
+        pytest.param(
+            "0::/a/b\n",
+            {"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"},
+            4,
+            id="v2, of a group above",
+        ),
+        pytest.param(
+            "0::/a/b\n",
+            {"a/b/cpu.max": "500000 100000", "a/cpu.max": "600000 100000"},
+            5,
+            id="v2, the least counts",
+        ),
+        pytest.param(
+            V1,
+            {"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2,
+            id="v1, inside of a container",
+        ),
+        pytest.param(
+            V1,
+            {
+                "cpu/cpu.cfs_quota_us": "-1\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+                "cpu/docker/1/cpu.cfs_quota_us": "600000\n",
+                "cpu/docker/1/cpu.cfs_period_us": "200000\n",
+            },
+            3,
+            id="v1, seen from outside",
+        ),
+        pytest.param(
+            V1,
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            8,
+            id="v1, unlimited",
+        ),
+        pytest.param(V1, {"cpu/cpu.cfs_quota_us": "100000\n"}, 8, id="v1, no period"),
+        pytest.param("strange\n", {}, 8, id="strange groups"),
+    ],
+)
+def test_cores_follow_the_quota_of_any_control_group(
+    groups: Callable[..., None], own: str | None, files: dict[str, str], cores: int
+) -> None:
+    groups(8, own, files)
     assert available_cores() == cores
 
 

@@ -46,7 +46,8 @@ class GradedSegmenter:
         grey = (inputs["c2"][:, 0].astype(np.float32) / 255) ** 2
         quarter = np.arange(grey.shape[2]) * 4 // grey.shape[2]
         planes = [np.where(quarter == k, grey, np.float32(0.01)) for k in range(4)]
-        return {"mask_probabilities": np.stack(planes, axis=1)}
+        probabilities = np.clip(np.stack(planes, axis=1), 1e-6, 1 - 1e-6)
+        return {"mask_logits": np.log(probabilities / (1 - probabilities))}
 
 
 def decision_of(temperature: float, soft: bool) -> Decision:

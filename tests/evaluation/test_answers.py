@@ -140,8 +140,8 @@ class FailingNow:
         if self.error:
             raise self.error
         outputs = self.runtime.run(inputs)
-        outputs["mask_probabilities"] = outputs["mask_probabilities"].copy()
-        outputs["mask_probabilities"][0, 1, 5, 7] = np.nan
+        outputs["mask_logits"] = outputs["mask_logits"].copy()
+        outputs["mask_logits"][0, 1, 5, 7] = np.nan
         return outputs
 
 

@@ -44,16 +44,14 @@ class Script:
     def sources(self) -> list[Source]:
         return [Source(name, Path(name)) for name in self._by_name]
 
-    def take_in_ahead(self, pairs):
+    def inspect_ahead(self, pairs):
         try:
             for _, name in pairs:
-                unknown = self._by_name[name].size_wh is None
-                yield TakenIn(name, frame=None if unknown else self._frame)
+                inspection = self._by_name[name]
+                unknown = inspection.size_wh is None
+                yield TakenIn(name, frame=None if unknown else self._frame), inspection
         finally:
             self.closed = True
-
-    def judge(self, taken):
-        return self._by_name[taken.image]
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from steelsight.bundle import Bundle, Precision, class_entries, load_bundle
+from steelsight.bundle import PARITY, Bundle, Precision, class_entries, load_bundle
 from steelsight.defects import Inspection
 from steelsight.engine.cascade import Inspector
-from steelsight.errors import BundleError, InputError
+from steelsight.errors import BundleError, GateError, InputError
 from steelsight.imaging import tile_plan
 from steelsight.masks import decode_rle
 from steelsight.models.config import Network
 from steelsight.models.res_unet import DefectNetwork, build_network
-from steelsight.training import export
+from steelsight.training import export, quantise
 from steelsight.training.checkpoint import KEY, load_checkpoint
 from steelsight.training.export import (
     ExportConfig,
@@ -285,8 +285,52 @@ def test_all_is_int8_but_the_heads(made: Made, form: str) -> None:
             int8_sums += node.op_type == "Add" and int8.issuperset(node.input)
     encoders = 2 if settings.arch == "two" else 1
     decoder_blocks = {4: 3, 2: 4, 1: 5}[settings.mask_stride]
-    # Shortcuts of the encoders' four blocks, and of residual decoder blocks.
-    assert int8_sums == 4 * encoders + decoder_blocks * settings.residual
+    # Shortcuts of the encoders' four blocks and of residual decoder blocks; in plain decoder blocks
+    # the sum of what comes from below and from the skip. The last at full size has no skip.
+    plain = decoder_blocks - (settings.mask_stride == 1)
+    assert int8_sums == 4 * encoders + (decoder_blocks if settings.residual else plain)
+
+
+def test_where_int8_changes_too_much_sensitive_blocks_stay_fp32(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise falls with each block, and the first attempt that is good enough is shipped."""
+    known = made.bundle("half", Precision.INT8)
+    graph = onnx.load(known.gate_path).graph
+    assert known.parity["blocks_in_fp32"] == []
+    measure, tried = export._measure, []
+
+    def strict(config: Any, bundle: Bundle, *rest: Any) -> dict[str, Any]:
+        found = measure(config, bundle, *rest)
+        tried.append((bundle.gate_path.stat().st_size, found["faulty_probability_error_mean"]))
+        return found | {"mask_agreement_dice": 0.99 if len(tried) == 3 else 0.5}
+
+    monkeypatch.setattr(export, "_measure", strict)
+    monkeypatch.setattr(
+        export, "export_onnx", lambda _, path: path.write_bytes(made._whole["half"].read_bytes())
+    )
+    config = made.config("half", precision=Precision.INT8)
+    bundle = export_bundle(config, tmp_path / "mixed", Tolerances(int8_dice_drop=0.2))
+    kept = bundle.parity["blocks_in_fp32"]
+    assert len(tried) == 3
+    assert len(kept) == len(set(kept)) == export.IN_FP32[1]
+    sizes = [size for size, _ in tried]
+    assert sizes == sorted(set(sizes))
+
+    mixed = onnx.load(bundle.gate_path).graph
+    int8 = {o for n in mixed.node if n.op_type == "DequantizeLinear" for o in n.output}
+    for node in mixed.node:
+        if node.op_type == "Conv" and ".weight" in node.input[1]:
+            block = quantise.block_of(node.input[1].removesuffix("_DequantizeLinear_Output"))
+            assert (node.input[1] in int8) is (block not in kept), node.name
+    assert len(mixed.initializer) != len(graph.initializer)
+
+    monkeypatch.setattr(export, "_measure", lambda *_: measure(*_) | {"mask_agreement_dice": 0.5})
+    with pytest.raises(GateError, match=r"bundle refused: Dice drops by 0\.500"):
+        export_bundle(config, tmp_path / "refused", Tolerances(int8_dice_drop=0.2))
+    recorded = json.loads((tmp_path / "refused" / PARITY).read_text())
+    # A tiny network has fewer blocks than may be tried.
+    assert len(recorded["blocks_in_fp32"]) == min(export.IN_FP32[-1], 9)
 
 
 def test_the_callers_network_stays_as_it_was(made: Made) -> None:

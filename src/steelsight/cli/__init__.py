@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from steelsight import __version__
+from steelsight.cli.benchmark import benchmark
 from steelsight.cli.calibrate import calibrate
 from steelsight.cli.compare import compare
 from steelsight.cli.data import data_app
@@ -76,15 +77,23 @@ app.command(train)
 app.command(evaluate)
 app.command(calibrate)
 app.command(compare)
+app.command(benchmark)
 app.command(model_app)
 
 BundleFolder = Annotated[
     Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
 ]
 EngineName = Annotated[
-    str, Parameter(name="--engine", help="auto, onnxruntime or openvino (auto: onnxruntime).")
+    str,
+    Parameter(
+        name="--engine", help="auto (the fastest that is right here), onnxruntime, openvino."
+    ),
 ]
 Threads = Annotated[int | None, Parameter(help="Inference threads; all usable cores if left out.")]
+Workers = Annotated[
+    int,
+    Parameter(help="Frames in work at once, sharing the threads; 0: one per thread, the fastest."),
+]
 
 
 @app.command
@@ -95,6 +104,7 @@ def demo(
     out: Annotated[Path, Parameter(help="Folder for frames, results and report.")] = Path("demo"),
     engine: EngineName = "auto",
     threads: Threads = None,
+    workers: Workers = 0,
     json: Json = False,
 ) -> int:
     """Draw a coil with known truth, inspect it, write a report.
@@ -108,7 +118,7 @@ def demo(
     from steelsight.demo import draw, inspect_drawn
 
     console = console_for(json)
-    inspector = _load(None, None, engine, threads)
+    inspector = _load(None, None, engine, threads, workers)
     config = CoilConfig(frames=frames, seed=seed)
     with progress("drawing", frames) as advance:
         folder = draw(out, config, lambda _: advance(""))
@@ -142,6 +152,7 @@ def inspect(
     ] = None,
     engine: EngineName = "auto",
     threads: Threads = None,
+    workers: Workers = 0,
     truth: Annotated[
         Path | None, Parameter(help="Labels (Kaggle CSV): the report then compares.")
     ] = None,
@@ -176,14 +187,16 @@ def inspect(
     """
     from steelsight.engine.batch import count_hidden, find_sources, inspect_sources
     from steelsight.imaging import DecodePolicy
-    from steelsight.report.folder import OutputFolder, TruthFile, inspect_to_folder
 
     _check_options(inputs, out, truth, overwrite, overlays, unlisted_are_clean)
     sources = find_sources(inputs, leave_out=out)
     policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
-    inspector = _load(bundle, decision, engine, threads, policy, allow_colour)
+    # Nothing to share with: all threads work on the one frame.
+    workers = 1 if len(sources) == 1 else workers
+    inspector = _load(bundle, decision, engine, threads, workers, policy, allow_colour)
     if out is None:
         return _print_results(inspect_sources(inspector, sources))
+    from steelsight.report.folder import OutputFolder, TruthFile, inspect_to_folder
 
     console = console_for(json)
     classes = inspector.bundle.classes
@@ -474,6 +487,7 @@ def _load(
     decision: Path | None,
     engine: str,
     threads: int | None,
+    workers: int,
     policy: "DecodePolicy | None" = None,
     allow_colour: bool = False,
 ) -> "Inspector":
@@ -484,6 +498,7 @@ def _load(
         decision=decision,
         engine=engine,
         threads=threads,
+        workers=workers,
         policy=policy,
         allow_colour=allow_colour,
     )

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -108,5 +109,7 @@ def shown_name(path: Path) -> str:
 def inspect_sources(inspector: Inspector, sources: Sequence[Source]) -> Generator[Inspected]:
     """One result per source, in order."""
     pairs = ((source.path, source.name) for source in sources)
-    for taken in inspector.take_in_ahead(pairs):
-        yield Inspected(inspector.judge(taken), taken.frame)
+    # Closed with this generator, whatever happens: its threads end.
+    with closing(inspector.inspect_ahead(pairs)) as results:
+        for taken, inspection in results:
+            yield Inspected(inspection, taken.frame)

@@ -6,9 +6,9 @@ Read ``Inspector.inspect`` top to bottom; each step adds one thing and its time.
 import hashlib
 import math
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +18,24 @@ from numpy.typing import NDArray
 
 from steelsight import imaging
 from steelsight.bundle import Bundle, InputEntry, SegmenterInput, load_bundle
+from steelsight.data.threads import frame_by_frame
 from steelsight.decisions import check_contrast, decide, is_cleared
 from steelsight.defects import Inspection, Reason, Verdict
-from steelsight.engine.runtime import Engine, Runtime, load_runtime
-from steelsight.errors import DecodeError, EngineError
+from steelsight.engine.choice import choose_engine
+from steelsight.engine.runtime import Engine, Runtime, load_runtime, share_threads
+from steelsight.engine.stream import Late, Stream, in_order
+from steelsight.errors import DecodeError, EngineError, InputError
 
 Image = NDArray[Any] | bytes | str | Path
 """Pixels (grey or RGB; uint8 or uint16), an encoded image, or the path of one."""
 
 DECODE_AHEAD = 4
-"""Frames decoded in advance: hides the decode time, holds little memory."""
+"""Frames taken beyond those in work: hides the decode time, holds little memory."""
+
+_IMAGE_TYPES = (np.ndarray, bytes, str, Path)
+
+Named = tuple[Image, str | None]
+"""An image and what its result calls it; ``None`` for the path, ``"array"`` or ``"bytes"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,10 @@ class Inspector:
         segmenter: Runtime,
         policy: imaging.DecodePolicy | None = None,
         allow_colour: bool = False,
+        workers: int = 1,
     ) -> None:
         self.bundle = bundle
+        self.workers = workers
         policy = policy or imaging.DecodePolicy()
         grey_only = policy.grey_only or (bundle.manifest.input.monochrome and not allow_colour)
         self.policy = replace(policy, grey_only=grey_only)
@@ -106,6 +116,7 @@ class Inspector:
         decision: str | Path | None = None,
         engine: Engine | str = Engine.AUTO,
         threads: int | None = None,
+        workers: int = 1,
         policy: imaging.DecodePolicy | None = None,
         allow_colour: bool = False,
     ) -> "Inspector":
@@ -114,8 +125,12 @@ class Inspector:
         Args:
             bundle: its folder; the default bundle of the package if ``None``.
             decision: a decision file to use instead of the bundle's.
-            engine: ``auto``, ``onnxruntime`` or ``openvino``.
-            threads: inference threads; all usable cores if ``None``.
+            engine: ``auto``, ``onnxruntime`` or ``openvino``; ``auto`` is the fastest one whose
+                self-test agrees on this machine (``choose_engine``).
+            threads: inference threads, all together; all usable cores if ``None``.
+            workers: frames in work at once in ``inspect_many``, ``stream`` and batch runs; they
+                share the threads. 1: the shortest time for one frame. 0: as many as threads, for
+                the most frames per second.
             policy: which images are accepted.
             allow_colour: turn coloured images grey, although the model's camera was grey; without
                 it they are UNKNOWN, because colour in a grey camera's frame is damage.
@@ -129,12 +144,17 @@ class Inspector:
             Path(bundle) if bundle is not None else None,
             Path(decision) if decision is not None else None,
         )
+        threads, workers = share_threads(threads, workers)
+        if engine == Engine.AUTO:
+            engine = choose_engine(loaded, threads, workers).engine
         precision = loaded.manifest.precision
-        gate, segmenter = (
-            load_runtime(path, precision, engine, threads)
-            for path in (loaded.gate_path, loaded.segmenter_path)
-        )
-        return cls(loaded, gate, segmenter, policy, allow_colour)
+        # Most of the time to the first verdict is spent here: both at once.
+        with ThreadPoolExecutor(2) as pool:
+            gate, segmenter = pool.map(
+                lambda path: load_runtime(path, precision, engine, threads, workers),
+                (loaded.gate_path, loaded.segmenter_path),
+            )
+        return cls(loaded, gate, segmenter, policy, allow_colour, workers)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
         """Inspects one image.
@@ -147,44 +167,113 @@ class Inspector:
             The result. Damaged or unusable images and engine failures are verdict UNKNOWN with a
             reason, never an exception.
         """
+        if not isinstance(image, _IMAGE_TYPES):
+            raise TypeError(f"expected a path, bytes or an array, got {type(image).__name__}")
         return self.judge(self.take_in(image, name))
 
-    def inspect_many(self, images: Iterable[Image]) -> Iterator[Inspection]:
-        """Inspects images in order while the next ones are being decoded.
+    def inspect_many(self, images: Iterable[Image]) -> Generator[Inspection]:
+        """Inspects images in order, ``workers`` at once, while the next ones are being decoded.
 
         Results come one by one in the order of ``images``; memory does not grow with their number.
-        Up to five images are taken before the first result: for a live camera, where each verdict
-        is due before the next frame, call ``inspect``.
+        Up to ``workers`` + 4 images are taken before the first result: for a live camera, where
+        each verdict is due soon after its frame, call ``stream``. What ``images`` raises comes
+        after the results of all that it gave.
 
         Raises:
             TypeError: one image instead of several.
         """
-        if isinstance(images, str | bytes | Path):
-            raise TypeError(
-                f"expected several images, got one {type(images).__name__}: use [image]"
-            )
-        return (self.judge(taken) for taken in self.take_in_ahead((i, None) for i in images))
+        _refuse_one(images)
+        return self._inspect_many(images)
 
-    def take_in_ahead(self, images: Iterable[tuple[Image, str | None]]) -> Iterator[TakenIn]:
+    def _inspect_many(self, images: Iterable[Image]) -> Generator[Inspection]:
+        with closing(self.inspect_ahead((image, None) for image in images)) as results:
+            for _, inspection in results:
+                yield inspection
+
+    def stream(
+        self, frames: Iterable[Image], deadline_ms: float | None = None
+    ) -> Generator[Inspection]:
+        """Inspects frames as they come, in order; each gets a verdict by its deadline.
+
+        A thread takes each frame from ``frames`` as soon as it is there. A frame whose verdict is
+        not there ``deadline_ms`` later is UNKNOWN, ``timeout``, at once; if the work on it has not
+        begun by then, it is skipped, so that a line catches up after a slow frame. A verdict that
+        came too late is UNKNOWN even if nobody had asked for it yet.
+
+        At most ``workers`` + 4 frames are taken whose verdict was not fetched. Whoever fetches
+        verdicts more slowly than frames come makes the camera wait: what it then drops, it must
+        count itself. What ``frames`` raises comes after the verdicts of all that it gave. Closing
+        the generator ends the threads, except one that waits for the next frame: it ends with it.
+
+        Args:
+            frames: may be endless; arrays are copied as they are taken, so that a camera may use
+                its buffer again.
+            deadline_ms: from the taking of a frame; ``None`` for as long as it takes.
+
+        Raises:
+            InputError: a deadline that is no positive number.
+            TypeError: one image instead of several.
+        """
+        _refuse_one(frames)
+        if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+            raise InputError(
+                f"expected a deadline of more than 0 ms, got {deadline_ms}; leave it out to wait "
+                "for every verdict"
+            )
+        return self._stream(frames, math.inf if deadline_ms is None else deadline_ms)
+
+    def _stream(self, frames: Iterable[Image], deadline_ms: float) -> Generator[Inspection]:
+        own: Iterator[Named] = ((_own(frame), None) for frame in frames)
+        stream = Stream(
+            self._inspect_taken, own, self.workers, DECODE_AHEAD, deadline_s=deadline_ms / 1e3
+        )
+        with self._one_opencv_thread(), closing(stream.results()) as results:
+            for result in results:
+                if isinstance(result, Late):
+                    yield self._timeout(result, deadline_ms)
+                else:
+                    yield result[1]
+
+    def inspect_ahead(self, images: Iterable[Named]) -> Generator[tuple[TakenIn, Inspection]]:
+        """``inspect_many`` for ``(image, name)`` pairs, with the decoded frames.
+
+        One worker is the caller's thread, and another one decodes ahead. Several decode for
+        themselves: they keep the cores busy, a thread more would only take turns with them.
+        """
+        if self.workers == 1:
+            with closing(self.take_in_ahead(images)) as taken_in:
+                for taken in taken_in:
+                    yield taken, self.judge(taken)
+            return
+        own = ((_own(image), name) for image, name in images)
+        results = in_order(self._inspect_taken, own, self.workers, DECODE_AHEAD)
+        with self._one_opencv_thread(), closing(results):
+            yield from results
+
+    def _inspect_taken(self, named: Named) -> tuple[TakenIn, Inspection]:
+        taken = self.take_in(*named)
+        return taken, self.judge(taken)
+
+    def _one_opencv_thread(self) -> AbstractContextManager[None]:
+        """With several workers OpenCV's pool, one for the process, is left out while they run.
+
+        Their calls would queue for it, and its threads would take cores from inference.
+        """
+        return frame_by_frame() if self.workers > 1 else nullcontext()
+
+    def take_in_ahead(self, images: Iterable[Named]) -> Generator[TakenIn]:
         """``take_in`` for ``(image, name)`` pairs, in order, a few frames ahead in a thread."""
-        waiting: deque[Future[TakenIn]] = deque()
-        pool = ThreadPoolExecutor(1, "steelsight-decode")
-        try:
-            for image, name in images:
-                waiting.append(pool.submit(self.take_in, image, name))
-                if len(waiting) > DECODE_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        own = ((_own(image), name) for image, name in images)
+        # One thread that works on the first of those taken ahead.
+        return in_order(
+            lambda named: self.take_in(*named), own, 1, DECODE_AHEAD, "steelsight-decode"
+        )
 
     def take_in(self, image: Image, name: str | None = None) -> TakenIn:
         """Reads and decodes one image; whatever is wrong with it becomes ``refusal``."""
         started = time.perf_counter()
         data: bytes | None = None
-        kind = "array" if isinstance(image, np.ndarray) else "bytes"
-        shown = name or (str(image) if isinstance(image, str | Path) else kind)
+        shown = _shown(image, name)
         try:
             if isinstance(image, np.ndarray):
                 frame = imaging.from_array(image, policy=self.policy)
@@ -193,13 +282,22 @@ class Inspector:
                     data = imaging.read_bytes(image, policy=self.policy)
                 elif isinstance(image, bytes):
                     data = image
-                else:
-                    raise TypeError(
-                        f"expected a path, bytes or an array, got {type(image).__name__}"
+                else:  # a camera that gives None where it lost a frame
+                    raise DecodeError(
+                        Reason.NOT_AN_IMAGE,
+                        f"expected a path, bytes or an array, got {type(image).__name__}; check "
+                        "the source of frames",
                     )
                 frame = imaging.decode(data, name=shown, policy=self.policy)
             self._check(frame)
-        except DecodeError as refusal:
+        except Exception as error:  # also out of memory: one frame must not end a run
+            refusal = (
+                error
+                if isinstance(error, DecodeError)
+                else DecodeError(
+                    Reason.DECODE_FAILED, f"expected a frame, got {type(error).__name__}: {error}"
+                )
+            )
             # A damaged file must be found again by its hash, too.
             sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
             took = {"decode": _ms_since(started)}
@@ -280,7 +378,12 @@ class Inspector:
         that memory holds the features of one.
         """
         spec, decision = self.bundle.manifest.input, self.bundle.decision
-        size_wh = (grey_hw.shape[1], grey_hw.shape[0])
+        columns = grey_hw.shape[1]
+        left, right = imaging.steel_columns(
+            grey_hw, decision.input.dark_margin_below, spec.multiple_of
+        )
+        grey_hw = grey_hw[:, left:right]
+        size_wh = (right - left, grey_hw.shape[0])
         takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
         worst = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
@@ -300,7 +403,9 @@ class Inspector:
                 continue
             started = time.perf_counter()
             given = {"frames": frames} if takes_frames else outputs
-            tile_chw = self._segmenter.run(given)["mask_probabilities"][0, :, :h, :w]
+            logits_chw = self._segmenter.run(given)["mask_logits"][0]
+            padded_wh = (frames.shape[3], frames.shape[2])
+            tile_chw = imaging.mask_probabilities(logits_chw, padded_wh)[:, :h, :w]
             if (w, h) == size_wh:
                 worst = worst._replace(probabilities_chw=np.asarray(tile_chw))
             else:
@@ -308,7 +413,21 @@ class Inspector:
                 stitcher.add(tile_chw, (x, y, w, h))
                 worst = worst._replace(probabilities_chw=stitcher.probabilities_chw)
             milliseconds["segment"] += _ms_since(started)
+        seen_chw = worst.probabilities_chw
+        if seen_chw is not None and right - left < columns:
+            # Where nothing was looked at nothing is claimed.
+            sides = ((0, 0), (0, 0), (left, columns - right))
+            worst = worst._replace(probabilities_chw=np.pad(seen_chw, sides))
         return worst
+
+    def _timeout(self, late: Late[Named], deadline_ms: float) -> Inspection:
+        work = "was not done" if late.begun else "had not begun and was skipped"
+        detail = (
+            f"expected a verdict within {deadline_ms:g} ms after the frame was taken, after "
+            f"{late.waited_s * 1e3:.0f} ms the work {work}; allow more time, or give it less to do "
+            "(fewer frames a second, a faster engine, more threads)"
+        )
+        return self._unknown(TakenIn(_shown(*late.item)), Reason.TIMEOUT, detail)
 
     def _unknown(self, taken: TakenIn, reason: Reason, detail: str) -> Inspection:
         frame = taken.frame
@@ -342,6 +461,22 @@ def _worse(a: Evidence, b: Evidence) -> Evidence:
         else math.nan,
         head_probabilities=np.maximum(a.head_probabilities, b.head_probabilities),
     )
+
+
+def _refuse_one(images: object) -> None:
+    if isinstance(images, str | bytes | Path):
+        raise TypeError(f"expected several images, got one {type(images).__name__}: use [image]")
+
+
+def _own(image: Image) -> Image:
+    """Pixels are copied when they are taken: a camera may fill its buffer with the next frame."""
+    return image.copy() if isinstance(image, np.ndarray) else image
+
+
+def _shown(image: Image, name: str | None) -> str:
+    if name or isinstance(image, str | Path):
+        return name or str(image)
+    return "array" if isinstance(image, np.ndarray) else "bytes"
 
 
 def _ms_since(started: float) -> float:

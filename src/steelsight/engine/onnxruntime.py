@@ -12,11 +12,15 @@ from steelsight.errors import EngineError
 
 
 class OnnxRuntime:
-    """A network file in ONNX Runtime; see ``Runtime``."""
+    """A network file in ONNX Runtime; see ``Runtime``.
 
-    def __init__(self, path: Path, precision: Precision, threads: int) -> None:
+    One session serves all workers: runs at once share its weights, its memory and its pool.
+    """
+
+    def __init__(self, path: Path, precision: Precision, threads: int, workers: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # It counts one thread that calls; every other worker brings one more.
+        options.intra_op_num_threads = max(1, threads - workers + 1)
         options.log_severity_level = 3
         # Threads that spin while waiting gain nothing here and slow down all else that runs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +14,12 @@ from steelsight.errors import InputError
 
 Tensors = Mapping[str, NDArray[Any]]
 
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
 
 class Runtime(Protocol):
-    """One loaded network file.
+    """One loaded network file; several threads may run it at once.
 
     Attributes:
         label: ``engine-precision``, as results carry it.
@@ -52,51 +55,98 @@ def load_runtime(
     precision: Precision,
     engine: Engine | str = Engine.AUTO,
     threads: int | None = None,
+    workers: int = 1,
 ) -> Runtime:
     """Loads a network file.
 
     Args:
         path: the ONNX file.
         precision: of the file; engines are told explicitly and never lower it by themselves.
-        engine: ``AUTO`` is ONNX Runtime, which every installation has.
-        threads: inference threads; all cores this process may use if ``None``.
+        engine: ``AUTO`` is ONNX Runtime, which every installation has; a choice by measurement
+            needs a whole bundle (``choose_engine``).
+        threads: inference threads of all workers; all cores this process may use if ``None``.
+        workers: threads that will call ``run`` at once.
 
     Raises:
         EngineError: the engine is not installed or refuses the file.
-        InputError: a number of threads below one.
+        InputError: an unknown engine, or a number of threads or workers that is none.
     """
     if engine not in _LOADERS:  # its keys are str
         raise InputError(f"expected an engine of {', '.join(Engine)}, got {engine}")
+    return _LOADERS[Engine(engine)](path, precision, *share_threads(threads, workers))
+
+
+def share_threads(threads: int | None, workers: int) -> tuple[int, int]:
+    """Threads and workers as numbers.
+
+    Args:
+        threads: ``None`` for all usable cores.
+        workers: 0 for as many as threads.
+
+    Raises:
+        InputError: fewer than one thread, or than no worker.
+    """
     if threads is not None and threads < 1:
         raise InputError(f"expected at least 1 thread, got {threads}; leave it out for all cores")
-    return _LOADERS[Engine(engine)](path, precision, threads or available_cores())
+    if workers < 0:
+        raise InputError(f"expected at least 1 worker, got {workers}; 0 is one for each thread")
+    threads = threads or available_cores()
+    return threads, workers or threads
 
 
 def available_cores() -> int:
-    """Cores this process may really use: affinity, and the container's CPU quota (cgroup v2)."""
+    """Cores this process may really use: affinity, and the CPU quota of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([cores or 1, *_quotas()]))
+
+
+def _quotas() -> Iterator[int]:
+    """Limits in whole cores, of the process's own control group (v1 or v2) and of those above it.
+
+    Inside of a container its group is the root of what is mounted, whatever its path is called.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or "max 100000": unlimited
-        return cores or 1
-    return max(1, min(cores or 1, limit))
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CONTROL_GROUPS / "cpu" if controllers else _CONTROL_GROUPS
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (quota := _quota(folder)):
+                yield quota
+
+
+def _quota(group: Path) -> int | None:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no such files, or "max 100000": unlimited
+        return None
 
 
 # Imported where used: an engine costs up to a second to import, and OpenVINO is an extra.
-def _onnxruntime(path: Path, precision: Precision, threads: int) -> Runtime:
+def _onnxruntime(path: Path, precision: Precision, threads: int, workers: int) -> Runtime:
     from steelsight.engine.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(path, precision, threads)
+    return OnnxRuntime(path, precision, threads, workers)
 
 
-def _openvino(path: Path, precision: Precision, threads: int) -> Runtime:
+def _openvino(path: Path, precision: Precision, threads: int, workers: int) -> Runtime:
     from steelsight.engine.openvino import OpenVino
 
-    return OpenVino(path, precision, threads)
+    return OpenVino(path, precision, threads, workers)
 
 
-_LOADERS: dict[Engine, Callable[[Path, Precision, int], Runtime]] = {
+_LOADERS: dict[Engine, Callable[[Path, Precision, int, int], Runtime]] = {
     Engine.AUTO: _onnxruntime,
     Engine.ONNXRUNTIME: _onnxruntime,
     Engine.OPENVINO: _openvino,

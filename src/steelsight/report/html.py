@@ -403,6 +403,8 @@ ADVICE: Mapping[Reason, str] = {
     Reason.NOT_FINITE: "The network gave no number: keep the frame and report it.",
     Reason.ENGINE_FAILED: "The inference engine failed on this frame: run it again; report it if "
     "it repeats.",
+    Reason.TIMEOUT: "The verdict came too late for its deadline: look at the frame. If it repeats, "
+    "allow more time or give the engine less to do.",
     Reason.NOT_LOCALISED: "Look at the frame: the classifier calls it faulty, no region was found.",
 }
 """What to do about each reason, for people."""

@@ -1,10 +1,10 @@
 """From trained weights to a bundle that any engine runs, with proof that it says the same.
 
 The network is exported once as a whole and cut in two: the gate (frames in, probabilities out) and
-the segmenter (mask probabilities out). In the shared form the cut goes through the encoder's
-features, which the gate hands over; in the two-network form both parts take the frames. Grey
-normalisation, the averaging of the fast profile, the bilinear upsampling of the mask logits and the
-sigmoids are inside, so that every engine gets them right. For int8 the whole graph is quantised
+the segmenter (mask logits out). In the shared form the cut goes through the encoder's features,
+which the gate hands over; in the two-network form both parts take the frames. Grey normalisation,
+the averaging of the fast profile and the gate's sigmoids are inside, so that every engine gets them
+right (``deployed``). For int8 the whole graph is quantised
 first (static, QDQ, per channel; Jacob et al., arXiv 1712.05877) and cut at its quantisation nodes:
 the gate hands its features over as uint8, without a copy or a conversion.
 
@@ -33,14 +33,6 @@ import onnxruntime
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -62,31 +54,33 @@ from steelsight.bundle import (
     load_bundle,
     write_manifest,
 )
-from steelsight.decisions import load_decision
-from steelsight.defects import Defect, Reason, Verdict
+from steelsight.decisions import Decision, load_decision
+from steelsight.defects import Defect, Inspection, Reason, Verdict
 from steelsight.engine.cascade import Inspector, tiles_of
 from steelsight.engine.runtime import Tensors, load_runtime
 from steelsight.errors import GateError, InputError
 from steelsight.masks import decode_rle, merge_rles
 from steelsight.models.config import Network
-from steelsight.models.res_unet import (
-    DefectNetwork,
-    ResUNet,
-    TwoNetworks,
-    build_network,
-    upsample_logits,
-)
+from steelsight.models.res_unet import DefectNetwork, ResUNet, build_network
 from steelsight.models.resnet import GREY_MEAN, GREY_STD, Features
 from steelsight.training.checkpoint import KEY, load_checkpoint, save_checkpoint
+from steelsight.training.deployed import (
+    FEATURES,
+    LOGITS,
+    MASKS,
+    PROBABILITIES,
+    Deployed,
+    features_of,
+    outputs_of,
+)
+from steelsight.training.quantise import quantise, sensitive_blocks
 
-FEATURES = ("c1", "c2", "c3", "c4", "c5")
-PROBABILITIES = ("faulty_probability", "class_probabilities")
-MASKS = "mask_probabilities"
-LOGITS = ("average_logits", "soft_maximum_logits", "mask_logits")
 SELF_TEST = "self_test"
+IN_FP32 = (2, 5, 10)
+"""How many blocks of a network (of 20 in the shared form) stay fp32, the most sensitive ones, where
+int8 changes too much. More are tried only if fewer do not do."""
 WEIGHTS = "weights.safetensors"
 OPSET = 20
-QUANTISED = ("Conv", "Add", "Relu", "Concat", "MaxPool", "AveragePool", "Resize")
 STATISTICS = ("running_mean", "running_var")
 """Of BatchNorm. Variances of trained networks reach 6.6e4; fp16 ends at 65,504."""
 
@@ -149,60 +143,6 @@ class Tolerances:
     """Share of parity frames whose verdict differs."""
     int8_dice_drop: float = 0.02
     """Loss of mean Dice against people's masks, or 1 - mean Dice against the fp32 masks."""
-
-
-class _Deployed(nn.Module):
-    """The network as it is shipped: uint8 frames ``(N, 1, H, W)`` to probabilities."""
-
-    def __init__(self, network: DefectNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """All outputs of ``outputs_of(network)``, in that order."""
-        gate, (average, soft_maximum) = self.gate(frames)
-        features = {name: gate[name] for name in FEATURES if name in gate}
-        probabilities, mask_logits = self.segment(features or {"frames": frames})
-        seen = {**gate, MASKS: probabilities}
-        seen |= dict(zip(LOGITS, (average, soft_maximum, mask_logits), strict=True))
-        return tuple(seen[name] for name in outputs_of(self.network))
-
-    def gate(self, frames: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """The gate's outputs by name (features only in the shared form), and both heads' logits."""
-        x = frames.float() * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
-        features: dict[str, Tensor] = {}
-        if isinstance(self.network, ResUNet):
-            found = self.network.encode(x)
-            heads = self.network.classify(found.c5)
-            features = found._asdict()
-        else:
-            heads = self.network.classify_frames(x)
-        average, soft_maximum = heads
-        faulty = ((average[:, 0] + soft_maximum[:, 0]) / 2).sigmoid()
-        classes = (average[:, 1:].sigmoid() + soft_maximum[:, 1:].sigmoid()) / 2
-        return {**dict(zip(PROBABILITIES, (faulty, classes), strict=True)), **features}, heads
-
-    def segment(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask probabilities at full size and mask logits, from features or ``frames``."""
-        if isinstance(self.network, ResUNet):
-            logits = self.network.segment(Features(**given))
-        else:
-            x = given["frames"].float() * (1 / (255 * GREY_STD)) - GREY_MEAN / GREY_STD
-            logits = self.network.segment_frames(x)
-        return upsample_logits(logits, self.network.mask_stride).sigmoid(), logits
-
-
-def features_of(network: DefectNetwork) -> tuple[str, ...]:
-    """Names of what the gate hands to the segmenter; none in the two-network form."""
-    if isinstance(network, TwoNetworks):
-        return ()
-    # A decoder that stops at a quarter of its input never reaches C1.
-    return FEATURES if network.mask_stride // network.input_stride < 4 else FEATURES[1:]
-
-
-def outputs_of(network: DefectNetwork) -> tuple[str, ...]:
-    """Names of the outputs of the whole network's file."""
-    return (*PROBABILITIES, MASKS, *features_of(network), *LOGITS)
 
 
 def choose_frames(
@@ -359,31 +299,52 @@ def export_bundle(
         progress("export", 0, 1)
         export_onnx(network, whole)
         fp32_error = _largest_logit_error(network, whole, _tiles(config.parity, spec))
-        if config.precision is Precision.INT8:
-            progress("quantise", 0, 1)
-            frames = _tiles(config.calibration, spec)
-            whole = quantise(whole, scratch, frames, config.reduce_range)
-        gate, segmenter = (
-            folder / f"{part}.{config.precision}.onnx" for part in ("gate", "segmenter")
-        )
-        cut(whole, gate, segmenter, features_of(network))
-    if config.keep_weights:
-        _keep_weights(config, network, folder / WEIGHTS)
-
-    (folder / PARITY).touch()
-    manifest = _manifest(config, spec, network, gate, segmenter)
-    bundle = Bundle(folder=folder, manifest=manifest, decision=decision, sha256="0" * 64, parity={})
-    limits = tolerances or Tolerances()
-    parity = _measure(config, bundle, network, progress)
-    parity["fp32_onnx_largest_relative_logit_error"] = fp32_error
-    failures = _failures(parity, config.precision, limits)
-    parity = {"passed": not failures, "tolerances": vars(limits), **parity}
-    (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    proved = manifest.model_copy(update={"parity": file_entry(folder / PARITY)})
-    write_manifest(folder, proved)
+        if config.keep_weights:
+            _keep_weights(config, network, folder / WEIGHTS)
+        answers: dict[Path, Inspection] = {}
+        ranked: list[str] = []
+        for in_fp32 in (0, *IN_FP32) if config.precision is Precision.INT8 else (0,):
+            source = whole
+            if config.precision is Precision.INT8:
+                progress("quantise", 0, 1)
+                if in_fp32 and not ranked:
+                    ranked = sensitive_blocks(scratch, _tiles(config.parity, spec))
+                tiles = _tiles(config.calibration, spec)
+                source = quantise(whole, scratch, tiles, config.reduce_range, ranked[:in_fp32])
+            limits = tolerances or Tolerances()
+            bundle = _write_files(config, spec, network, source, folder, decision)
+            parity = {
+                "tolerances": vars(limits),
+                **_measure(config, bundle, network, answers, progress),
+                "fp32_onnx_largest_relative_logit_error": fp32_error,
+                "blocks_in_fp32": ranked[:in_fp32],
+            }
+            failures = _failures(parity, config.precision, limits)
+            parity = {"passed": not failures, **parity}
+            (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+            parity_entry = file_entry(folder / PARITY)
+            write_manifest(folder, bundle.manifest.model_copy(update={"parity": parity_entry}))
+            if not failures or not fp32_error <= limits.fp32_relative_logits:
+                break
     if failures:
         raise GateError(f"{folder}: bundle refused: {'; '.join(failures)}; see {PARITY}")
     return load_bundle(folder)
+
+
+def _write_files(
+    config: ExportConfig,
+    spec: InputEntry,
+    network: DefectNetwork,
+    source: Path,
+    folder: Path,
+    decision: Decision,
+) -> Bundle:
+    """Both network files; the bundle is not proved yet."""
+    gate, segmenter = (folder / f"{part}.{config.precision}.onnx" for part in ("gate", "segmenter"))
+    cut(source, gate, segmenter, features_of(network))
+    (folder / PARITY).touch()
+    manifest = _manifest(config, spec, network, gate, segmenter)
+    return Bundle(folder=folder, manifest=manifest, decision=decision, sha256="0" * 64, parity={})
 
 
 def _check(config: ExportConfig, folder: Path) -> None:
@@ -476,7 +437,7 @@ def export_onnx(network: DefectNetwork, path: Path) -> None:
         # torch's own, inside the exporter: nothing a caller could change.
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.onnx.export(
-            _Deployed(network).eval(),
+            Deployed(network),
             (torch.zeros(2, 1, 2 * step, 3 * step, dtype=torch.uint8),),
             dynamo=True,
             input_names=["frames"],
@@ -504,83 +465,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, frames: Iterable[NDArray[np.uint8]]) -> None:
-        self._frames = iter(frames)
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        batch = next(self._frames, None)
-        return None if batch is None else {"frames": batch}
-
-
-def quantise(
-    whole: Path,
-    scratch: Path,
-    calibration: Iterable[NDArray[np.uint8]],
-    reduce_range: bool = True,
-) -> Path:
-    """Static int8: weights per channel and symmetric, activations uint8 by their extremes.
-
-    Both heads and the mask logits stay fp32: they cost nothing and decide.
-
-    Args:
-        whole: what ``export_onnx`` wrote.
-        scratch: folder for the result and what comes between.
-        calibration: real frames, ``(N, 1, H, W)``, of any sizes.
-        reduce_range: 7-bit weights.
-
-    Returns:
-        The quantised file.
-    """
-    model = onnx.load(whole)
-    # Features as outputs would each get a second, needless quantisation node.
-    kept = [o for o in model.graph.output if o.name in (*PROBABILITIES, MASKS)]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    prepared, quantised = scratch / "prepared.onnx", scratch / "int8.onnx"
-    onnx.save(model, prepared)
-    quant_pre_process(prepared, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        quantised,
-        _Frames(calibration),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=reduce_range,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        op_types_to_quantize=list(QUANTISED),
-        nodes_to_exclude=_kept_fp32(onnx.load(prepared).graph),
-        # Else C5 stays float: of its consumers only the upsampling is quantised.
-        extra_options={"ForceQuantizeNoInputCheck": True},
-    )
-    return quantised
-
-
-def _kept_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that stay fp32: heads, sums of scores, upsampling of the mask logits."""
-    heads = [
-        node.name
-        for node in graph.node
-        if node.op_type == "Conv" and any("_head" in name for name in node.input)
-    ]
-    # Shortcuts add two feature maps. Other sums are of scores, which 255 steps would make coarse.
-    maps = {v.name for v in graph.value_info if len(v.type.tensor_type.shape.dim) == 4}
-    scores = [
-        node.name
-        for node in graph.node
-        if node.op_type == "Add" and not maps.issuperset(node.input)
-    ]
-    bilinear = [
-        node.name
-        for node in graph.node
-        if node.op_type == "Resize"
-        and any(a.name == "mode" and a.s == b"linear" for a in node.attribute)
-    ]
-    return [*heads, *scores, *bilinear]
 
 
 def cut(whole: Path, gate: Path, segmenter: Path, features: Sequence[str] = FEATURES[1:]) -> None:
@@ -639,13 +523,31 @@ class _Torch:
 
 
 def _in_torch(bundle: Bundle, network: DefectNetwork) -> Inspector:
-    """The bundle's cascade with the trained network in place of its files."""
-    deployed = _Deployed(network).eval()
-    return Inspector(
-        bundle,
-        _Torch(lambda given: deployed.gate(given["frames"])[0]),
-        _Torch(lambda given: {MASKS: deployed.segment(given)[0]}),
-    )
+    """The bundle's cascade with the trained network, as it was trained, in place of its files."""
+
+    def gate(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        x = _normalised(given["frames"])
+        features: dict[str, Tensor] = {}
+        if isinstance(network, ResUNet):
+            found = network.encode(x)
+            average, soft_maximum = network.classify(found.c5)
+            features = found._asdict()
+        else:
+            average, soft_maximum = network.classify_frames(x)
+        faulty = ((average[:, 0] + soft_maximum[:, 0]) / 2).sigmoid()
+        classes = (average[:, 1:].sigmoid() + soft_maximum[:, 1:].sigmoid()) / 2
+        return {**dict(zip(PROBABILITIES, (faulty, classes), strict=True)), **features}
+
+    def segment(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(network, ResUNet):
+            return {MASKS: network.segment(Features(**given))}
+        return {MASKS: network.segment_frames(_normalised(given["frames"]))}
+
+    return Inspector(bundle, _Torch(gate), _Torch(segment))
+
+
+def _normalised(frames: Tensor) -> Tensor:
+    return (frames.float() / 255 - GREY_MEAN) / GREY_STD
 
 
 def _largest_logit_error(
@@ -653,12 +555,13 @@ def _largest_logit_error(
 ) -> float:
     """Over the first tiles; each logit relative to the largest of its kind on the tile."""
     session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
-    deployed = _Deployed(network).eval()
     largest = 0.0
     for batch in islice(frames, 8):
         with torch.inference_mode():
-            expected = deployed(torch.from_numpy(batch))[-len(LOGITS) :]
-        for want, got in zip(expected, session.run(LOGITS, {"frames": batch}), strict=True):
+            expected = network(_normalised(torch.from_numpy(batch)))
+        for want, got in zip(
+            expected, session.run((*LOGITS, MASKS), {"frames": batch}), strict=True
+        ):
             error = float(np.abs(want.numpy() - got).max() / np.abs(want.numpy()).max())
             # NaN must not get lost: max(0.0, nan) is 0.
             largest = error if not error <= largest else largest
@@ -666,9 +569,16 @@ def _largest_logit_error(
 
 
 def _measure(
-    config: ExportConfig, bundle: Bundle, network: DefectNetwork, progress: Progress
+    config: ExportConfig,
+    bundle: Bundle,
+    network: DefectNetwork,
+    answers: dict[Path, Inspection],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Verdicts, masks and Dice of the bundle's files against the trained network's."""
+    """Verdicts, masks and Dice of the bundle's files against the trained network's ``answers``.
+
+    Those are filled in where they are missing: they are the same for every attempt.
+    """
     by_torch = _in_torch(bundle, network)
     inspector = Inspector(
         bundle,
@@ -682,7 +592,9 @@ def _measure(
     probability_errors: list[float] = []
     for done, path in enumerate(config.parity):
         progress("parity", done, len(config.parity))
-        ours, trained = inspector.inspect(path), by_torch.inspect(path)
+        if path not in answers:
+            answers[path] = by_torch.inspect(path)
+        ours, trained = inspector.inspect(path), answers[path]
         if ours.verdict != trained.verdict:
             flips.append(path.name)
         elif ours.verdict is Verdict.UNKNOWN:
@@ -789,7 +701,7 @@ def _manifest(
     else:
         weights_sha256 = hashlib.sha256(safetensors.torch.save(network.state_dict())).hexdigest()
     return Manifest(
-        format=1,
+        format=2,
         name=config.name,
         precision=config.precision,
         code_version=__version__,
