@@ -31,7 +31,8 @@ def mix(inspector: Inspector, folder: Path, most: int = 60) -> list[bytes]:
     faulty: list[bytes] = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         found = inspector.inspect(path)
-        (faulty if found.verdict == "NG" else clean).append(path.read_bytes())
+        if found.verdict != "UNKNOWN":
+            (faulty if found.verdict == "NG" else clean).append(path.read_bytes())
         if len(clean) >= most * 9 // 10 and len(faulty) >= most // 10:
             break
     else:
@@ -64,7 +65,7 @@ def main() -> None:
     print(f"{'frames':>8} {'frames/s':>9} {'resident MB':>12}")
     for i, result in enumerate(results):
         taken_s[i] = sum(result.milliseconds.values()) / 1e3
-        cleared[i] = result.milliseconds["segment"] == 0
+        cleared[i] = result.milliseconds.get("segment") == 0
         verdicts[result.verdict] += 1
         if (i + 1) % tenth == 0:
             now = time.perf_counter()

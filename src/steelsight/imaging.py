@@ -897,7 +897,7 @@ def mask_probabilities(logits_chw: ProbabilitiesCHW, size_wh: tuple[int, int]) -
     width, height = size_wh
     probabilities_chw = np.empty((len(logits_chw), height, width), np.float32)
     for logits_hw, enlarged_hw in zip(logits_chw, probabilities_chw, strict=True):
-        cv2.resize(logits_hw, size_wh, dst=enlarged_hw, interpolation=cv2.INTER_LINEAR)
+        enlarged_hw[...] = cv2.resize(logits_hw, size_wh, interpolation=cv2.INTER_LINEAR)
     np.negative(probabilities_chw, out=probabilities_chw)
     with np.errstate(over="ignore", invalid="ignore"):  # 1 / (1 + infinity) is 0, as it should be
         np.exp(probabilities_chw, out=probabilities_chw)

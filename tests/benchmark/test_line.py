@@ -50,7 +50,8 @@ def test_the_demand_of_a_line():
 
 @pytest.mark.parametrize(
     ("mm_per_px", "cameras", "message"),
-    [(0, 1, "--mm-per-px above 0"), (-1, 1, "--mm-per-px"), (float("inf"), 1, "--mm-per-px"),
+    [(0, 1, "from 1e-05 to 10000"), (1e-310, 1, "--mm-per-px"), (-1, 1, "--mm-per-px"),
+     (float("inf"), 1, "--mm-per-px"),
      (float("nan"), 1, "--mm-per-px"), (0.5, 0, "--cameras from 1")],
 )  # fmt: skip
 def test_impossible_lines_are_refused(mm_per_px, cameras, message):

@@ -45,6 +45,7 @@ class FakeInspector:
 
     def __init__(self, engine="onnxruntime-int8", loses=0, broken=False):
         self.engine, self.loses, self.broken, self.seen = engine, loses, broken, []
+        self.workers = 1
         self.bundle = SimpleNamespace(
             id="fake@12345678",
             folder="fake",
@@ -192,7 +193,7 @@ def test_an_unknown_frame_ends_the_run(part):
 
 def test_a_lost_frame_ends_the_run():
     pipeline = Pipeline(FakeInspector(), FakeInspector(loses=1))
-    with pytest.raises(EngineError, match="expected 2 results, got 1"):
+    with pytest.raises(EngineError, match="expected 8 results, got 7"):
         pipeline.together([EncodedFrame("a.jpg", b"good", None)] * 2)
 
 
@@ -239,7 +240,15 @@ def test_another_pipeline_becomes_the_reference(fakes, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "is none"), ("x = 1", "found none"), ("import nothing_like_this", "not installed")],
+    [
+        (None, "is none"),
+        ("x = 1", "found none"),
+        ("import nothing_like_this", "not installed"),
+        ("def contestant(", "cannot be executed: SyntaxError"),
+        ("1 / 0", "cannot be executed: ZeroDivisionError"),
+        ("def contestant(a): pass", r"contestant\(answers, threads\) failed: TypeError"),
+        ("def contestant(a, t): return 1", "name and one_by_one and together missing"),
+    ],
 )
 def test_a_file_without_a_pipeline_is_refused(tmp_path, text, message):
     path = tmp_path / "other.py"

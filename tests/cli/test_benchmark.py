@@ -74,7 +74,7 @@ def test_files_without_labels_are_taken_as_they_come(call, tmp_path, quick):
     [
         (["--line-speed", "10km/h", "--mm-per-px", "1"], "expected --line-speed such as 10m/s"),
         (["--line-speed", "10m/s"], "needs --mm-per-px"),
-        (["--line-speed", "10m/s", "--mm-per-px", "0"], "--mm-per-px above 0"),
+        (["--line-speed", "10m/s", "--mm-per-px", "0"], "--mm-per-px from 1e-05 to 10000"),
         (["--line-speed", "1m/s", "--mm-per-px", "1", "--cameras", "0"], "--cameras from 1"),
         (["--cameras", "2"], "give --line-speed too"),
         (["--engine", "tensorrt"], "--engine onnxruntime or openvino, got 'tensorrt'"),

@@ -436,6 +436,26 @@ def test_a_run_for_people(call, drawn, frames, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "overlays").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 3])
+def test_frames_in_work_at_once_change_no_line(call, mixed, workers):
+    one, many = (
+        [json.loads(line) for line in call("inspect", mixed, "--workers", n).out.splitlines()]
+        for n in (1, workers)
+    )
+    for line in (*one, *many):
+        del line["milliseconds"]
+    assert len(one) == 5
+    assert many == one
+
+
+def test_workers_below_none_are_refused(call, frames):
+    answer = call("inspect", frames, "--workers", "-1")
+    assert answer.code == 1
+    assert answer.err == (
+        "steelsight: expected at least 1 worker, got -1; 0 is one for each thread\n"
+    )
+
+
 def test_a_run_inside_the_inspected_folder(call, mixed):
     first = call("inspect", mixed, "--out", mixed / "out", "--json")
     again = call("inspect", mixed, "--out", mixed / "out", "--json", "--overwrite")

@@ -6,7 +6,7 @@ import time
 import cv2
 import pytest
 
-from steelsight.data.threads import in_order
+from steelsight.data.threads import frame_by_frame, in_order
 
 
 def test_results_are_in_order_and_only_a_few_are_ahead():
@@ -41,4 +41,15 @@ def test_an_error_comes_out_and_opencv_gets_its_threads_back():
     assert next(results) == 1
     with pytest.raises(ValueError, match="three"):
         list(results)
+    assert cv2.getNumThreads() == before
+
+
+def test_overlapping_users_restore_what_the_first_found() -> None:
+    before = cv2.getNumThreads()
+    first, second = frame_by_frame(), frame_by_frame()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert cv2.getNumThreads() == 1
+    second.__exit__(None, None, None)
     assert cv2.getNumThreads() == before

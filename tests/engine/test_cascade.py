@@ -418,11 +418,32 @@ def test_the_dark_beside_the_strip_is_not_looked_at(bench, decision, plate, leve
     assert widths == [1408 - 480]
     assert [d.bbox_xywh for d in result.defects] == [(700, 100, 60, 40)]
     assert result.size_wh == (1600, 256)
+    assert result.notes == ("dark beside columns 480 to 1407: not looked at",)
     looked = made.inspector.look(frame).probabilities_chw
     assert looked.shape == (4, 256, 1600)
     assert not looked[:, :, :480].any()
     assert not looked[:, :, 1408:].any()
     assert looked[:, :, 480:1408].all()
+
+
+def test_a_frame_that_shows_hardly_any_steel_is_unknown(bench, decision, plate):
+    """Half of the light may have failed: a verdict on the rest would be silently OK."""
+    dark = decision.model_copy(
+        update={"input": decision.input.model_copy(update={"dark_margin_below": 25})}
+    )
+    frame = plate(256, 1600)
+    frame[:, 32:] = 3
+    made = bench()
+    assert made.inspector.inspect(frame).verdict is Verdict.OK
+    made.inspector.bundle = made.inspector.bundle.model_copy(update={"decision": dark})
+    result = made.inspector.inspect(frame)
+    assert (result.verdict, result.reason) == (Verdict.UNKNOWN, Reason.WRONG_SIZE)
+    assert "all but columns 0 to 31 are dark (dark_margin_below)" in result.detail
+
+
+def test_one_array_is_not_several_frames(bench, plate):
+    with pytest.raises(TypeError, match="expected several images, got one ndarray"):
+        bench().inspector.inspect_many(plate(64, 64))
 
 
 # ------------------------------------------------------------------------------------- many frames

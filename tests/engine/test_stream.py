@@ -295,6 +295,26 @@ def test_another_worker_goes_on_while_one_hangs(clock):
     assert list(results) == [1, 2, 3]
 
 
+def test_an_engine_that_hangs_does_not_hold_up_the_end(clock, monkeypatch):
+    monkeypatch.setattr(module, "_WORK_PATIENCE_S", 0.01)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        wait(begun)
+        clock.now_s += 6
+
+    def work(item):
+        begun.set()
+        wait(go_on)
+        return item
+
+    assert list(Stream(work, items(), 1, AHEAD, 5.0).results()) == [Late(1, 6.0, begun=True)]
+    (left_behind,) = threads()
+    go_on.set()
+    left_behind.join(PATIENCE_S)
+
+
 def until(condition) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():

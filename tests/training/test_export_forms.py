@@ -333,6 +333,20 @@ def test_where_int8_changes_too_much_sensitive_blocks_stay_fp32(
     assert len(recorded["blocks_in_fp32"]) == min(export.IN_FP32[-1], 9)
 
 
+@pytest.mark.parametrize(
+    ("weight", "block"),
+    [
+        ("network.encoder.conv1.conv.weight", "encoder.stem"),
+        ("network.classifier.encoder.conv1.conv.weight", "classifier.encoder.stem"),
+        ("network.segmenter.encoder.layer1.0.conv2.weight", "segmenter.encoder.layer1.0"),
+        ("network.decoder.blocks.2.of_skip.weight", "decoder.blocks.2"),
+        ("network.segmentation_head.0.weight", "segmentation_head"),
+    ],
+)
+def test_each_network_has_blocks_of_its_own(weight: str, block: str) -> None:
+    assert quantise.block_of(weight) == block
+
+
 def test_the_callers_network_stays_as_it_was(made: Made) -> None:
     network = made.network("half").train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -28,6 +28,10 @@ def parse_speed(text: str) -> float:
     return speed
 
 
+MM_PER_PX = (1e-5, 1e4)
+"""No camera sees less or more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """What a production line asks for. The strip runs down the frames, which do not overlap.
@@ -43,8 +47,11 @@ class Line:
     cameras: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.mm_per_px < math.inf:
-            raise InputError(f"expected --mm-per-px above 0, got {self.mm_per_px:g}")
+        if not MM_PER_PX[0] <= self.mm_per_px <= MM_PER_PX[1]:
+            low, high = MM_PER_PX
+            raise InputError(
+                f"expected --mm-per-px from {low:g} to {high:g}, got {self.mm_per_px:g}"
+            )
         if self.cameras < 1:
             raise InputError(f"expected --cameras from 1, got {self.cameras}")
 
@@ -111,8 +118,8 @@ def line_answer(line: Line, rows: int, name: str, measured: Figures, cores: int)
         if speed.p10 < needed:
             sentence += f"; in its slowest rounds it made only {speed.p10:.1f}: do not count on it"
     sentence += (
-        f". A frame on its own takes {measured.ms.p99:.1f} ms at p99, {intervals:.1f} frame "
-        "intervals."
+        f". Alone, one frame at a time, it takes {measured.ms.p99:.1f} ms at p99, {intervals:.1f} "
+        "frame intervals; with several in work at once longer."
     )
     return LineAnswer(
         keeps_up,

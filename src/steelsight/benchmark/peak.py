@@ -113,6 +113,8 @@ class Probe:
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
+            # As the engine itself: pinned threads would meet other processes.
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             model = openvino.Core().compile_model(_chain(precision), "CPU", settings)

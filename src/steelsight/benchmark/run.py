@@ -43,7 +43,7 @@ from steelsight.defects import Inspection, Verdict
 from steelsight.doctor import versions
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.runtime import Engine, available_cores
-from steelsight.errors import EngineError, InputError, first_names
+from steelsight.errors import EngineError, InputError, SteelsightError, first_names
 from steelsight.evaluation.metrics import auroc
 from steelsight.masks import decode_rle, dice, merge_rles
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 Stage = Callable[[str], AbstractContextManager[Progress]]
 """Opens a part of the work; ``cli.terminal.counted`` is one."""
 
+FRAMES_PER_WORKER = 8
+"""Least number of frames that each worker takes while throughput is measured."""
 MEMORY_FRAMES = 16
 """Frames that the process inspects whose memory is told."""
 
@@ -114,17 +116,24 @@ class Pipeline:
         return timed
 
     def together(self, frames: Sequence[EncodedFrame]) -> float:
-        """See ``Contestant``."""
+        """See ``Contestant``.
+
+        With many workers the frames are taken several times over, so that beginning and end, when
+        some of them have nothing to do, do not count.
+        """
+        times = -(-FRAMES_PER_WORKER * self.many.workers // len(frames))
         started = time.perf_counter()
         answered = 0
-        for inspection in self.many.inspect_many(frame.data for frame in frames):
+        for inspection in self.many.inspect_many(f.data for _ in range(times) for f in frames):
             inspection.to_json_line()
             _refuse_unknown(self.name, inspection)
             answered += 1
         seconds = time.perf_counter() - started
-        if answered != len(frames):
-            raise EngineError(f"{self.name}: expected {len(frames)} results, got {answered}")
-        return seconds
+        if answered != times * len(frames):
+            raise EngineError(
+                f"{self.name}: expected {times * len(frames)} results, got {answered}"
+            )
+        return seconds / times
 
 
 def _refuse_unknown(name: str, inspection: Inspection) -> None:
@@ -177,18 +186,37 @@ def load_contestant(path: Path, answers: Mapping[str, Answer], threads: int) -> 
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except SteelsightError:
+        raise
     except ImportError as error:
         raise InputError(
             f"{path} needs what is not installed ({error}); run: pip install 'steelsight[train]'"
         ) from None
+    except Exception as error:
+        raise InputError(f"{path} cannot be executed: {_told(error)}; mend the file") from None
     make = getattr(module, "contestant", None)
     if make is None:
         raise InputError(
             f"{path}: expected a function contestant(answers, threads), found none; see "
             "benchmarks/naive.py for an example"
         )
-    made: Contestant = make(answers, threads)
+    try:
+        made: Contestant = make(answers, threads)
+    except SteelsightError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: contestant(answers, threads) failed: {_told(error)}") from None
+    missing = [name for name in ("name", "one_by_one", "together") if not hasattr(made, name)]
+    if missing:
+        raise InputError(
+            f"{path}: expected name, one_by_one and together of what contestant() returns, "
+            f"{' and '.join(missing)} missing; see benchmarks/naive.py for an example"
+        )
     return made
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 # Accuracy -----------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ app = App(
 Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 130 stopped.""",
     version_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # else it ends the process without a word
 )
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
 app.command(data_app)

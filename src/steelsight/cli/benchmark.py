@@ -15,7 +15,6 @@ from cyclopts import Parameter
 from steelsight.cli.data import LabelOptions, loaded
 from steelsight.cli.terminal import (
     DONE,
-    INTERRUPTED,
     Json,
     command_line,
     console_for,
@@ -113,7 +112,7 @@ def benchmark(
 
     _check_out(out, overwrite)
     if not frames and labels is None and faulty_share is None:
-        faulty_share = DRAWN_FAULTY_SHARE
+        faulty_share = max(DRAWN_FAULTY_SHARE, 1 / max(count, 1))
     settings = Settings(
         bundles=tuple(bundle or ()) or (None,),
         engines=_engines(engine),
@@ -129,12 +128,9 @@ def benchmark(
     here = machine()
     if not json:
         _print_machine(here)
-    try:
-        with _candidates(frames, labels, options, settings.frames, faulty_share, seed) as taken:
-            candidates, source = taken
-            facts = run(candidates, settings, counted)
-    except KeyboardInterrupt:  # else cyclopts ends the process without a word
-        return INTERRUPTED
+    with _candidates(frames, labels, options, settings.frames, faulty_share, seed) as taken:
+        candidates, source = taken
+        facts = run(candidates, settings, counted)
     facts = {
         "command": command_line(),
         "measured": now(),

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 import cv2
@@ -14,6 +15,9 @@ R = TypeVar("R")
 
 _FREED_BYTES = 31 << 20
 """Just below what glibc keeps: its limit follows the largest block that was freed."""
+
+_opencv_lock = Lock()
+_opencv_before: list[int] = []
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
@@ -53,9 +57,17 @@ def frame_by_frame() -> Iterator[None]:
     # glibc gives arrays of a frame's size back to the system as soon as they are freed, and the
     # next frame pays for fresh pages (a tenth of a scan), until something larger was freed once.
     bytearray(_FREED_BYTES)
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    # The number belongs to the process: of several at once the first sets, the last restores it.
+    with _opencv_lock:
+        if not _opencv_before:
+            _opencv_before.append(cv2.getNumThreads())
+            cv2.setNumThreads(1)
+        else:
+            _opencv_before.append(_opencv_before[0])
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        with _opencv_lock:
+            before = _opencv_before.pop()
+            if not _opencv_before:
+                cv2.setNumThreads(before)

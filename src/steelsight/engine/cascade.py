@@ -203,7 +203,8 @@ class Inspector:
         At most ``workers`` + 4 frames are taken whose verdict was not fetched. Whoever fetches
         verdicts more slowly than frames come makes the camera wait: what it then drops, it must
         count itself. What ``frames`` raises comes after the verdicts of all that it gave. Closing
-        the generator ends the threads, except one that waits for the next frame: it ends with it.
+        the generator ends the threads, except one that waits for the next frame (it ends with it)
+        and, with a deadline, an engine that hangs.
 
         Args:
             frames: may be endless; arrays are copied as they are taken, so that a camera may use
@@ -314,6 +315,19 @@ class Inspector:
                 "check the camera's region of interest",
             )
         check_contrast(frame.grey_hw, self.bundle.decision)
+        left, right = self._looked_at(frame)
+        if right - left < least_w:
+            raise DecodeError(
+                Reason.WRONG_SIZE,
+                f"expected at least {least_w} columns of steel, all but columns {left} to "
+                f"{right - 1} are dark (dark_margin_below); check light and camera",
+            )
+
+    def _looked_at(self, frame: imaging.Frame) -> tuple[int, int]:
+        """First column, and the one after the last; see ``dark_margin_below``."""
+        dark_below = self.bundle.decision.input.dark_margin_below
+        multiple_of = self.bundle.manifest.input.multiple_of
+        return imaging.steel_columns(frame.grey_hw, dark_below, multiple_of)
 
     def judge(self, taken: TakenIn) -> Inspection:
         """Runs the cascade on a decoded frame and puts the result together."""
@@ -349,14 +363,21 @@ class Inspector:
             decision=decision.id,
             engine=self.engine,
             milliseconds=milliseconds,
-            notes=frame.notes + self._size_note(frame),
+            notes=frame.notes + self._notes(frame),
         )
 
-    def _size_note(self, frame: imaging.Frame) -> tuple[str, ...]:
+    def _notes(self, frame: imaging.Frame) -> tuple[str, ...]:
+        """What a reader of the result should know about how the frame was looked at."""
+        notes = []
         width, height = self.bundle.manifest.input.tile_wh
-        if frame.size_wh == (width, height):
-            return ()
-        return (f"another size than the {width} x {height} pixels the model was measured on",)
+        if frame.size_wh != (width, height):
+            notes.append(
+                f"another size than the {width} x {height} pixels the model was measured on"
+            )
+        left, right = self._looked_at(frame)
+        if (left, right) != (0, frame.size_wh[0]):
+            notes.append(f"dark beside columns {left} to {right - 1}: not looked at")
+        return tuple(notes)
 
     def look(self, grey_hw: imaging.GreyHW) -> Evidence:
         """What both networks say about a frame, segmented whatever stage 1 says.
@@ -464,7 +485,8 @@ def _worse(a: Evidence, b: Evidence) -> Evidence:
 
 
 def _refuse_one(images: object) -> None:
-    if isinstance(images, str | bytes | Path):
+    one_frame = isinstance(images, np.ndarray) and images.ndim == 2
+    if one_frame or isinstance(images, str | bytes | Path):
         raise TypeError(f"expected several images, got one {type(images).__name__}: use [image]")
 
 

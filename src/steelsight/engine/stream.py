@@ -18,6 +18,7 @@ R = TypeVar("R")
 
 WORK_THREAD, FEEDER_THREAD = "steelsight-work", "steelsight-feeder"
 _SOURCE_PATIENCE_S = 1.0
+_WORK_PATIENCE_S = 5.0
 
 
 def in_order(
@@ -138,8 +139,9 @@ class Stream(Generic[T, R]):
     def results(self) -> Generator[R | Late[T]]:
         """One per item, in order; then whatever the source raised.
 
-        Closing it ends the threads, each after what it is working on. A feeder that waits for the
-        source is given a second; it ends when the next item comes, whenever that is.
+        Closing it ends the threads, each after what it is working on; with a deadline, one that
+        takes longer than five seconds is left behind. A feeder that waits for the source is given a
+        second; it ends when the next item comes, whenever that is.
         """
         # Daemons: an engine or a camera that hangs must not keep the process from ending.
         feeder = Thread(target=self._feed, name=FEEDER_THREAD, daemon=True)
@@ -161,8 +163,10 @@ class Stream(Generic[T, R]):
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
+            # With a deadline nobody waits for an engine that hangs.
+            patience_s = None if math.isinf(self._deadline_s) else _WORK_PATIENCE_S
             for worker in workers:
-                worker.join()
+                worker.join(patience_s)
             feeder.join(_SOURCE_PATIENCE_S)
 
     def _feed(self) -> None:

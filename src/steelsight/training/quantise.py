@@ -66,7 +66,8 @@ def quantise(
     kept_blocks = [
         name for block, names in _nodes_by_block(graph) if block in in_fp32 for name in names
     ]
-    levels = [] if STEM in in_fp32 else _padded_levels(graph)
+    in_float = any(block.endswith(STEM) for block in in_fp32)
+    levels = [] if in_float else _padded_levels(graph)
     quantize_static(
         prepared,
         quantised,
@@ -155,7 +156,7 @@ def _kept_fp32(graph: onnx.GraphProto) -> list[str]:
 
 
 STEM = "stem"
-"""The block of the first convolution."""
+"""Last part of the name of the block of a network's first convolution."""
 
 
 def _nodes_by_block(graph: onnx.GraphProto) -> list[tuple[str, list[str]]]:
@@ -182,7 +183,8 @@ def block_of(weight: str) -> str:
     for i, part in enumerate(parts):
         if part.startswith("layer") or part == "blocks":
             return ".".join(parts[: i + 2])
-    return STEM if "conv1" in parts else ".".join(parts[:-1])
+    # Two networks have a stem each.
+    return ".".join([*parts[: parts.index("conv1")], STEM]) if "conv1" in parts else parts[0]
 
 
 def sensitive_blocks(scratch: Path, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
@@ -215,6 +217,8 @@ def sensitive_blocks(scratch: Path, frames: Iterable[NDArray[np.uint8]]) -> list
             sum(float(np.square(a - b).sum()) for a, b in zip(exact[name], other, strict=True))
             for other in (rounded[name], [np.zeros(1, np.float32)] * len(looked))
         )
+        if block.endswith(STEM):  # a network begins
+            before = 0.0
         noise = difference / max(power, 1e-12)
         added[block] = noise - before
         before = noise
