@@ -166,11 +166,15 @@ def _nodes_by_block(graph: onnx.GraphProto) -> list[tuple[str, list[str]]]:
     """
     blocks: list[tuple[str, list[str]]] = []
     block = STEM
+    # Concat joins feature maps, but sizes for a Reshape as well.
+    whole_numbers = {
+        v.name for v in graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    }
     for node in graph.node:
         weights = [name for name in node.input if name.endswith(".weight")]
         if weights:
             block = block_of(weights[0])
-        if node.op_type in QUANTISED:
+        if node.op_type in QUANTISED and node.output[0] not in whole_numbers:
             if not blocks or blocks[-1][0] != block:
                 blocks.append((block, []))
             blocks[-1][1].append(node.name)
