@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BASE = .venv
 DEV = .venv-dev
+PARALLEL = --numprocesses 2 --dist worksteal
 PIP = -m pip --disable-pip-version-check --quiet install --constraint requirements/constraints.txt
 
 .PHONY: demo test check format soak figures train-small clean
@@ -10,13 +11,13 @@ demo: $(BASE)/.installed ## draw a coil, inspect it, write demo/report.html
 	$(BASE)/bin/steelsight demo
 
 test: $(DEV)/.installed ## all tests
-	$(DEV)/bin/python -m pytest
+	$(DEV)/bin/python -m pytest $(PARALLEL)
 
 check: $(DEV)/.installed ## format, lint, types, tests
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/mypy
-	$(DEV)/bin/python -m pytest
+	$(DEV)/bin/python -m pytest $(PARALLEL)
 
 format: $(DEV)/.installed
 	$(DEV)/bin/ruff format

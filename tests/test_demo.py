@@ -42,10 +42,14 @@ def test_the_demo_draws_inspects_and_reports(demo, tmp_path, monkeypatch):
     assert code == 0
     folder = tmp_path / "demo"
     assert {p.name for p in folder.iterdir()} - {"overlays"} == {
+        ".lock",
         "frames",
         "quarantine.csv",
         "report.html",
         "results.jsonl",
+        "run.json",
+        "store.db",
+        "store.db.lock",
         "submission.csv",
     }
     assert {p.name for p in (folder / "frames").iterdir()} == {

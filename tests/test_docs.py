@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,28 @@ def drawn_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stored(drawn_frames: Path) -> list[Path]:
+    """A run's folder and a store of a coil, as the pages have them."""
+    where, out = str(drawn_frames / "frames"), drawn_frames / "out"
+    store = drawn_frames / "plant.db"
+    of_coil = ["--store", str(store), "--coil", "17", "--mm-per-px", "0.5"]
+    for options in (["--out", str(out)], ["--out", str(drawn_frames / "other"), *of_coil]):
+        done = run_command(["inspect", where, *options], drawn_frames)
+        assert done.returncode == cli.DONE, done.stderr
+    return [out, store]
+
+
+def run_command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from steelsight.cli import main; main()", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_examples_run(
     page: Path, drawn_frames: Path, monkeypatch: pytest.MonkeyPatch
@@ -55,7 +78,9 @@ def test_there_are_commands_to_test() -> None:
 
 
 @pytest.mark.parametrize("command", shell_commands())
-def test_shell_examples(command: str, drawn_frames: Path, tmp_path: Path) -> None:
+def test_shell_examples(
+    command: str, drawn_frames: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -70,13 +95,11 @@ def test_shell_examples(command: str, drawn_frames: Path, tmp_path: Path) -> Non
         words += ["--frames", "2"]
     for name in ("frames", "frame.jpg", *([] if "synth" in words else ["drawn"])):
         (tmp_path / name).symlink_to(drawn_frames / name)
-    done = subprocess.run(
-        [sys.executable, "-c", "from steelsight.cli import main; main()", *words[1:]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    if words[1] in ("results", "review", "replay"):
+        for made in request.getfixturevalue("stored"):
+            copy = shutil.copytree if made.is_dir() else shutil.copy2
+            copy(made, tmp_path / made.name)
+    done = run_command(words[1:], tmp_path)
     assert done.returncode == cli.DONE, done.stderr
 
 

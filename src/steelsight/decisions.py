@@ -107,6 +107,8 @@ class Decision(_Table):
     input: InputRule
     types: Mapping[str, TypeRule]
     sha256: str = ""
+    text: str = Field(default="", repr=False, exclude=True)
+    """The file, as it was read."""
 
     @property
     def id(self) -> str:
@@ -126,27 +128,47 @@ def load_decision(path: Path, class_ids: Sequence[str]) -> Decision:
     """
     try:
         content = path.read_bytes()
-        tables = tomllib.loads(content.decode())
     except OSError as error:
         raise InputError(
             f"expected a decision file at {path}, could not read it ({error.strerror}); "
             "give --decision FILE or restore the bundle"
         ) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: expected TOML, got: {error}; mend that line") from None
-    if "sha256" in tables:
-        raise InputError(f"{path}: sha256: expected no such key, it is computed; remove that line")
+    return parse_decision(content, class_ids, where=str(path))
+
+
+def parse_decision(content: bytes, class_ids: Sequence[str], *, where: str) -> Decision:
+    """Checks the content of a decision file.
+
+    Args:
+        content: TOML.
+        class_ids: the types of the bundle.
+        where: begins every message.
+
+    Raises:
+        InputError: see ``load_decision``.
+    """
     try:
-        decision = Decision(**tables | {"sha256": hashlib.sha256(content).hexdigest()})
+        text = content.decode()
+        tables = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{where}: expected TOML, got: {error}; mend that line") from None
+    for key in ("sha256", "text"):
+        if key in tables:
+            raise InputError(
+                f"{where}: {key}: expected no such key, it is computed; remove that line"
+            )
+    try:
+        sha256 = hashlib.sha256(content).hexdigest()
+        decision = Decision(**tables | {"sha256": sha256, "text": text})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "file"
+        part = ".".join(str(part) for part in problem["loc"]) or "file"
         raise InputError(
-            f"{path}: {where}: {problem['msg']}; see docs/decisions.md for the format"
+            f"{where}: {part}: {problem['msg']}; see docs/decisions.md for the format"
         ) from None
     if set(decision.types) != set(class_ids):
         raise InputError(
-            f"{path}: expected rules for types {', '.join(class_ids)}, got "
+            f"{where}: expected rules for types {', '.join(class_ids)}, got "
             f"{', '.join(decision.types) or 'none'}; add or remove [types.*] tables"
         )
     # The order of the channels, whatever the order of the tables.

@@ -40,6 +40,12 @@ class Reason(StrEnum):
     """The image data ends early."""
     DECODE_FAILED = "decode-failed"
     """The image data is damaged."""
+    DECODER_CRASHED = "decoder-crashed"
+    """The decoder process ended by itself while it worked on the image."""
+    DECODER_HUNG = "decoder-hung"
+    """The decoder had no answer in time, and was ended."""
+    DECODER_MEMORY = "decoder-memory"
+    """The decoder wanted more memory than it may have."""
     MULTIPLE_FRAMES = "multiple-frames"
     """An animation or a multi-page file."""
     TOO_LARGE = "too-large"
@@ -166,8 +172,12 @@ class Inspection:
             if probability is None or not math.isfinite(probability):
                 raise ValueError(f"{self.image}: OK needs a finite faulty_probability")
 
-    def to_json(self) -> dict[str, Any]:
-        """The result object of the contract in ``docs/design.md``."""
+    def to_json(self, *, timing: bool = True) -> dict[str, Any]:
+        """The result object of the contract in ``docs/design.md``.
+
+        Args:
+            timing: with ``milliseconds``, which are never the same twice.
+        """
         return {
             "image": self.image,
             "sha256": self.sha256,
@@ -183,10 +193,14 @@ class Inspection:
             "model": self.model,
             "decision": self.decision,
             "engine": self.engine,
-            "milliseconds": {k: round(v, 2) for k, v in self.milliseconds.items()},
+            **(
+                {"milliseconds": {k: round(v, 2) for k, v in self.milliseconds.items()}}
+                if timing
+                else {}
+            ),
             "notes": list(self.notes),
         }
 
-    def to_json_line(self) -> str:
-        """One line of JSON without the line end; strict JSON (no NaN)."""
-        return json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False)
+    def to_json_line(self, *, timing: bool = True) -> str:
+        """One line of JSON without the line end; strict JSON (no NaN); see ``to_json``."""
+        return json.dumps(self.to_json(timing=timing), ensure_ascii=False, allow_nan=False)

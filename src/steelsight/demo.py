@@ -6,10 +6,17 @@ from pathlib import Path
 
 from steelsight.data.synthetic import CoilConfig, write_severstal
 from steelsight.defects import Inspection
-from steelsight.engine.batch import find_sources
+from steelsight.engine.batch import identity_of, recording
 from steelsight.engine.cascade import Inspector
+from steelsight.engine.sources import Sources
 from steelsight.errors import InputError
-from steelsight.report.folder import OutputFolder, RunSummary, TruthFile, inspect_to_folder
+from steelsight.report.folder import (
+    STORE,
+    OutputFolder,
+    RunSummary,
+    TruthFile,
+    inspect_to_folder,
+)
 from steelsight.report.html import RunInfo, TruthTally
 
 FRAMES, NOTE = "frames", "SYNTHETIC.txt"
@@ -44,17 +51,26 @@ def inspect_drawn(
 ) -> tuple[RunSummary, TruthTally]:
     """Inspects the drawn frames against their truth and writes the output folder."""
     classes = inspector.bundle.classes
-    sources = find_sources([frames / "images"])
+    images = frames / "images"
+    sources = Sources([images])
     truth = TruthFile(
-        frames / "train.csv", [c.id for c in classes], sources, unlisted_are_clean=True
+        frames / "train.csv", [c.id for c in classes], sources.names(), unlisted_are_clean=True
     )
     run = replace(run, synthetic=True, truth_source="drawn with the frames, exact")
-    with OutputFolder(folder, classes, overwrite=True) as output:
+    identity = identity_of(inspector, [images])
+    with (
+        OutputFolder(folder, classes, identity=identity, overwrite=True) as output,
+        recording(
+            folder / STORE, inspector, identity, command=run.command, source=run.source
+        ) as record,
+    ):
         summary = inspect_to_folder(
             inspector,
             sources,
             output,
             run,
+            found=sources.count(),
+            record=record,
             truth=truth,
             on_result=on_result,
             stop=stop,

@@ -32,6 +32,10 @@ class EngineError(SteelsightError):
     """An inference engine is not installed, or failed while running."""
 
 
+class StoreError(SteelsightError):
+    """A file of results cannot be read or written, is damaged, or belongs to another writer."""
+
+
 class GateError(SteelsightError):
     """A quality gate refused to go on (parity, accuracy); the command line exits with code 4."""
 

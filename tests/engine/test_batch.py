@@ -1,289 +1,273 @@
-"""Which files get a result line, under which name: nothing is lost, nothing breaks an output."""
+"""A run that lasts: each result once, on the disk before it is told, and never computed twice."""
 
-import os
-import re
-import socket
-import sys
-from pathlib import Path, PurePosixPath
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from steelsight.data.formats.severstal import CsvForm, write_csv
-from steelsight.data.labels import FrameLabels
-from steelsight.defects import Reason, Verdict
-from steelsight.engine.batch import Source, find_sources, inspect_sources, shown_name
-from steelsight.errors import InputError
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="names with any bytes are Linux's")
-
-
-def names(sources: list[Source]) -> list[str]:
-    return [source.name for source in sources]
-
-
-def touch(folder: Path, *relative: str) -> None:
-    for name in relative:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-
-
-# ---------------------------------------------------------------------------------- which files
-
-
-def test_every_file_sorted_by_name(tmp_path):
-    touch(tmp_path, "b.jpg", "a.jpg", "B.jpg", "10.png", "9.png", "notes.txt", "deep/er/c.jpg")
-    touch(tmp_path, "deep/a.jpg", "noextension", "deeq.jpg")
-    found = find_sources([tmp_path])
-    assert names(found) == [
-        "10.png",
-        "9.png",
-        "B.jpg",
-        "a.jpg",
-        "b.jpg",
-        "deep/a.jpg",
-        "deep/er/c.jpg",
-        "deeq.jpg",
-        "noextension",
-        "notes.txt",
-    ]
-    assert all(source.path == tmp_path / source.name for source in found)
-    assert found == find_sources([tmp_path])
-
-
-def test_names_that_begin_with_a_dot_are_left_out(tmp_path):
-    touch(tmp_path, "a.jpg", ".hidden.jpg", ".git/config.jpg", "sub/.DS_Store", "sub/b..jpg")
-    assert names(find_sources([tmp_path])) == ["a.jpg", "sub/b..jpg"]
-
-
-def test_a_hidden_file_given_by_name_is_meant(tmp_path):
-    touch(tmp_path, ".hidden.jpg")
-    assert names(find_sources([tmp_path / ".hidden.jpg"])) == [".hidden.jpg"]
-
-
-def test_the_run_s_own_output_is_left_out(tmp_path):
-    touch(tmp_path, "a.jpg", "out/overlays/000001-a.jpg", "out/report.html", "other/out/b.jpg")
-    assert names(find_sources([tmp_path], leave_out=tmp_path / "out")) == [
-        "a.jpg",
-        "other/out/b.jpg",
-    ]
-    relative = Path(os.path.relpath(tmp_path / "out"))
-    assert names(find_sources([tmp_path], leave_out=relative)) == ["a.jpg", "other/out/b.jpg"]
-
-
-def test_a_folder_named_like_an_image_is_listed_and_walked(tmp_path):
-    touch(tmp_path, "x.jpg/inside.jpg", "plain/y.jpg")
-    assert names(find_sources([tmp_path])) == ["plain/y.jpg", "x.jpg", "x.jpg/inside.jpg"]
-
-
-def test_links(tmp_path):
-    """A link to a folder is not followed, but not lost either; a dangling link, too."""
-    touch(tmp_path, "in/a.jpg", "elsewhere/b.jpg", "elsewhere/sub/c.jpg")
-    (tmp_path / "in/to_folder").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "in/to_itself").symlink_to(tmp_path / "in")
-    (tmp_path / "in/to_file.jpg").symlink_to(tmp_path / "elsewhere/b.jpg")
-    (tmp_path / "in/dangling.jpg").symlink_to(tmp_path / "nowhere")
-    found = names(find_sources([tmp_path / "in"]))
-    assert found == ["a.jpg", "dangling.jpg", "to_file.jpg", "to_folder", "to_itself"]
-    assert names(find_sources([tmp_path / "in/to_folder"])) == ["b.jpg", "sub/c.jpg"]
-
-
-@linux
-def test_pipes_and_sockets_are_listed_and_never_opened(tmp_path, bench, monkeypatch):
-    touch(tmp_path, "a.txt")
-    os.mkfifo(tmp_path / "pipe.jpg")
-    monkeypatch.chdir(tmp_path)  # a socket's path must be short
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.jpg")
-        found = find_sources([tmp_path])
-        assert names(found) == ["a.txt", "pipe.jpg", "socket.jpg"]
-        reasons = [r.inspection.reason for r in inspect_sources(bench().inspector, found)]
-    assert reasons == [Reason.NOT_AN_IMAGE, Reason.NOT_A_FILE, Reason.NOT_A_FILE]
-
-
-@linux
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads anything")
-def test_a_folder_that_cannot_be_read_is_listed(tmp_path):
-    touch(tmp_path, "a.jpg", "secret/b.jpg")
-    (tmp_path / "secret").chmod(0)
-    try:
-        assert names(find_sources([tmp_path])) == ["a.jpg", "secret"]
-    finally:
-        (tmp_path / "secret").chmod(0o700)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [
-        (["one/a.jpg"], ["a.jpg"]),
-        (["one"], ["a.jpg", "b.jpg"]),
-        (["one", "two"], ["one/a.jpg", "one/b.jpg", "two/a.jpg"]),
-        (["two/a.jpg", "one/a.jpg"], ["one/a.jpg", "two/a.jpg"]),
-        (["one", "one/a.jpg"], ["a.jpg", "b.jpg"]),
-        (["one", "one"], ["a.jpg", "b.jpg"]),
-        ([".", "one"], ["one/a.jpg", "one/b.jpg", "two/a.jpg"]),
-        (["one/a.jpg", "one/b.jpg"], ["a.jpg", "b.jpg"]),
-        (["one/", "two/."], ["one/a.jpg", "one/b.jpg", "two/a.jpg"]),
-    ],
-    ids=str,
+from steelsight.defects import Inspection, Reason, Verdict
+from steelsight.engine.batch import (
+    MOST_UNACKNOWLEDGED,
+    Keys,
+    Record,
+    identity_of,
+    inspect_sources,
+    recording,
 )
-@pytest.mark.parametrize("absolute", [False, True])
-def test_several_inputs_have_names_below_their_common_folder(
-    tmp_path, monkeypatch, inputs, expected, absolute
-):
-    touch(tmp_path, "one/a.jpg", "one/b.jpg", "two/a.jpg")
-    monkeypatch.chdir(tmp_path)
-    given_paths = [tmp_path / text if absolute else Path(text) for text in inputs]
-    assert names(find_sources(given_paths)) == expected
+from steelsight.engine.sources import Source
+from steelsight.errors import DecodeError, StoreError
+from steelsight.imaging import DecodePolicy
+from steelsight.store.queries import Results
 
 
-@pytest.mark.parametrize("inputs", [["../two", "."], ["a.jpg", "../two"]], ids=str)
-def test_paths_that_go_up_have_the_same_names(tmp_path, monkeypatch, inputs):
-    touch(tmp_path, "one/a.jpg", "two/a.jpg")
-    monkeypatch.chdir(tmp_path / "one")
-    assert names(find_sources([Path(text) for text in inputs])) == ["one/a.jpg", "two/a.jpg"]
+def source(path: Path) -> Source:
+    return Source(path.name, str(path), path)
 
 
-@pytest.mark.parametrize("missing", ["nothing", "folder/nothing.jpg", "file.jpg/x", "dangling"])
-def test_a_path_that_does_not_exist(tmp_path, missing):
-    touch(tmp_path, "file.jpg", "folder/a.jpg")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=re.escape(str(tmp_path / missing))):
-        find_sources([tmp_path / "file.jpg", tmp_path / missing])
+@pytest.fixture
+def files(tmp_path: Path, plate, level) -> list[Source]:
+    """Nine frames, the third faulty; one is empty, one is no image, one a copy of the first."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for n in range(9):
+        pixels = plate(64, 64 + n)
+        if n == 2:
+            pixels[8:40, 8:40] = level.TYPE_3
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+    (folder / "4.png").write_bytes(b"")
+    (folder / "7x.png").write_bytes(b"no image")
+    (folder / "9.png").write_bytes((folder / "0.png").read_bytes())
+    return [source(path) for path in sorted(folder.iterdir())]
 
 
-def test_a_path_that_cannot_exist(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        find_sources([tmp_path / ("x" * 300)])
+@pytest.fixture
+def record_in(tmp_path: Path) -> Callable[..., Record]:
+    """Opens a store for a bench."""
+    (tmp_path / "manifest.toml").write_text("format = 2\n")
+
+    @contextmanager
+    def open_record(bench, name: str = "store.db", *others: Path) -> Iterator[Record]:
+        identity = identity_of(bench.inspector, [tmp_path / "files"])
+        with recording(
+            tmp_path / name,
+            bench.inspector,
+            identity,
+            command="steelsight inspect files/",
+            source="files/",
+            others=others,
+        ) as record:
+            yield record
+
+    return open_record
 
 
-@pytest.mark.parametrize("hidden", [[], [".only.jpg"]], ids=["empty", "only hidden"])
-def test_a_folder_without_files(tmp_path, hidden):
-    touch(tmp_path, *hidden)
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(InputError, match="found no file"):
-        find_sources([tmp_path])
+def lines(results) -> list[str]:
+    return [r.inspection.to_json_line(timing=False) for r in results]
 
 
-# ---------------------------------------------------------------------------------------- names
-
-
-@linux
-@pytest.mark.parametrize(
-    ("on_disk", "shown"),
-    [
-        (b"plain.jpg", "plain.jpg"),
-        (b"two words.jpg", "two words.jpg"),
-        (b'it\'s "quoted".jpg', 'it\'s "quoted".jpg'),
-        (b"<script>alert(1)<.jpg", "<script>alert(1)<.jpg"),
-        ("Größe-鋼-🙂.jpg".encode(), "Größe-鋼-🙂.jpg"),
-        (b"=cmd().jpg", "=cmd().jpg"),
-        (b"100%.jpg", "100%.jpg"),
-        (b"C: old.jpg", "C%3A%20old.jpg"),
-        (b"new\nline.jpg", "new%0Aline.jpg"),
-        (b"tab\t.jpg", "tab%09.jpg"),
-        (b"back\\slash.jpg", "back%5Cslash.jpg"),
-        (b"latin\xe9.jpg", "latin%E9.jpg"),
-        ("gpj.\u202eexe".encode(), "gpj.%E2%80%AEexe"),
-        ("zero\u200bwidth.jpg".encode(), "zero%E2%80%8Bwidth.jpg"),
-        (b"\x1b[31mred.jpg", "%1B%5B31mred.jpg"),
-    ],
-    ids=lambda value: ascii(value)[:24],
-)
-def test_names_as_results_carry_them(tmp_path, on_disk, shown):
-    (tmp_path / os.fsdecode(on_disk)).write_bytes(b"x")
-    (source,) = find_sources([tmp_path])
-    assert source.name == shown
-    assert source.path.read_bytes() == b"x"
-
-
-PARTS = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=())
-    | st.sampled_from("%0A\n\\=+-@'\t :Cé\udcff\u202e"),
-    min_size=1,
-    max_size=6,
-).filter(lambda part: part not in (".", "..") and _is_a_file_name(part))
-
-
-def _is_a_file_name(part: str) -> bool:
-    try:
-        return os.fsdecode(os.fsencode(part)) == part
-    except UnicodeEncodeError:
-        return False
-
-
-PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
-
-
-@linux
-@given(PATHS)
-@example("a\nb")
-@example("\udcff.jpg")
-@example("C:\\x")
-def test_a_shown_name_is_printable_relative_and_stays(path):
-    name = shown_name(PurePosixPath(path))
-    assert name
-    assert name.isprintable()
-    assert name.encode()
-    assert "\\" not in name
-    assert not name.startswith("/")
-    assert not re.match("[A-Za-z]:", name)
-    assert shown_name(PurePosixPath(path)) == name
-    assert name == path or "%" in name
-
-
-@linux
-@settings(deadline=None)
-@given(st.sets(PATHS, min_size=1, max_size=12))
-@example({"new\nline", "back\\slash", "latin\udce9", "100%", "=cmd()", "-1", "@x", "+y", "a b"})
-def test_shown_names_go_into_a_submission(tmp_path_factory, paths):
-    """Whatever the files are called, the run must be able to write its tables at the end."""
-    shown = {shown_name(PurePosixPath(path)) for path in paths}
-    labels = [FrameLabels(name, {"1": "1 2"}) for name in sorted(shown)]
-    file = tmp_path_factory.getbasetemp() / "submission.csv"
-    write_csv(file, labels, form=CsvForm.SUBMISSION, class_ids=("1", "2"))
-    assert file.read_text(encoding="utf-8").startswith("ImageId_ClassId,EncodedPixels\n")
-
-
-@pytest.mark.parametrize(
-    "pair", [("new\nline.jpg", "new%0Aline.jpg"), ("a\\b.jpg", "a%5Cb.jpg"), ("\udcff", "%FF")]
-)
-@linux
-def test_two_files_never_share_a_name(tmp_path, pair):
-    touch(tmp_path, *pair)
-    assert len(set(names(find_sources([tmp_path])))) == 2
-
-
-def test_names_that_differ_by_the_csv_guard_go_into_a_submission(tmp_path):
-    labels = [FrameLabels(name, {}) for name in ("'=a.jpg", "=a.jpg")]
-    write_csv(tmp_path / "s.csv", labels, form=CsvForm.SUBMISSION, class_ids=("1",))
-
-
-# -------------------------------------------------------------------------------------- results
-
-
-def test_one_result_per_source_in_order(bench, plate, tmp_path):
-    for i in range(9):
-        Image.fromarray(plate(64, 64 + i)).save(tmp_path / f"{i}.png")
-    touch(tmp_path, "4.png", "7x.txt")
-    sources = find_sources([tmp_path])
-    results = list(inspect_sources(bench().inspector, sources))
-    assert [r.inspection.image for r in results] == names(sources)
-    for inspection, frame in results:
-        if inspection.image in ("4.png", "7x.txt"):
-            assert inspection.verdict is Verdict.UNKNOWN
-            assert frame is None
+def test_one_result_per_source_in_order(bench, files) -> None:
+    results = list(inspect_sources(bench().inspector, files))
+    assert [r.inspection.image for r in results] == [s.name for s in files]
+    for one in results:
+        if one.inspection.image in ("4.png", "7x.png"):
+            assert one.inspection.verdict is Verdict.UNKNOWN
+            assert one.frame is None
         else:
-            assert frame.grey_hw.shape == (64, 64 + int(inspection.image[0]))
-            assert inspection.sha256 == frame.sha256
+            width = 64 + int(one.inspection.image[0]) % 9
+            assert one.frame.grey_hw.shape == (64, width)
+            assert one.inspection.sha256 == one.frame.sha256
 
 
-def test_a_file_that_vanishes_before_its_turn_is_unknown(bench, tmp_path):
-    touch(tmp_path, "a.jpg")
-    sources = find_sources([tmp_path])
-    (tmp_path / "a.jpg").unlink()
-    ((inspection, _),) = inspect_sources(bench().inspector, sources)
-    assert inspection.reason is Reason.UNREADABLE
+@pytest.mark.parametrize("workers", [1, 3])
+def test_with_and_without_a_record_the_same_is_said(bench, files, record_in, workers) -> None:
+    def made():
+        one = bench()
+        one.inspector.workers = workers
+        return one
+
+    plain = lines(inspect_sources(made().inspector, files))
+    first = made()
+    with record_in(first) as record:
+        assert lines(inspect_sources(first.inspector, files, record)) == plain
+        record.finish(complete=True)
+    assert first.gate.calls >= 7
+    again = made()
+    with record_in(again) as record:
+        results = list(inspect_sources(again.inspector, files, record))
+    assert lines(results) == plain
+    assert again.gate.calls == 0
+    assert all(r.known_as is not None for r in results)
+
+
+def test_what_may_pass_is_looked_at_again(bench, files, record_in, tmp_path) -> None:
+    gone = files[0].path.read_bytes()
+    files[0].path.unlink()
+    one = bench()
+    with record_in(one) as record:
+        first, *_ = inspect_sources(one.inspector, files, record)
+    assert first.inspection.reason is Reason.UNREADABLE
+    assert first.key is None
+    files[0].path.write_bytes(gone)
+    with record_in(one) as record:
+        first, *rest = inspect_sources(one.inspector, files, record)
+    assert first.inspection.verdict is Verdict.OK
+    # It was told of as 9.png before; the others as themselves.
+    assert all(r.known_as is not None for r in rest)
+    with closing(Results(tmp_path / "store.db")) as results:
+        assert sorted(row.name for row in results.inspections()) == [s.name for s in files]
+
+
+def test_a_decoder_that_failed_leaves_no_key(bench, files, record_in) -> None:
+    one = bench()
+
+    def crash(data: bytes, *, name: str | None = None, policy: DecodePolicy):
+        raise DecodeError(Reason.DECODER_CRASHED, "expected a frame, the decoder died")
+
+    one.inspector._decode = crash
+    with record_in(one) as record:
+        results = list(inspect_sources(one.inspector, files[:3], record))
+    assert {r.inspection.reason for r in results} == {Reason.DECODER_CRASHED}
+    assert [r.key for r in results] == [None] * 3
+    with record_in(bench()) as record:
+        results = list(inspect_sources(bench().inspector, files[:3], record))
+    assert [r.inspection.verdict for r in results] == ["OK", "OK", "NG"]
+
+
+def test_members_that_cannot_be_read_and_pixels(bench, plate, record_in) -> None:
+    broken = DecodeError(Reason.TRUNCATED, "expected the whole member, the archive ends")
+    sources = [
+        Source("a.zip/1.png", "a.zip::1.png", content=broken),
+        Source("b.mp4#000001", "b.mp4::1", content=plate(64, 64)),
+    ]
+    one = bench()
+    with record_in(one) as record:
+        first, second = inspect_sources(one.inspector, sources, record)
+    assert (first.inspection.reason, first.inspection.detail) == (Reason.TRUNCATED, str(broken))
+    assert second.inspection.verdict is Verdict.OK
+    assert second.source.content is None
+
+
+def test_results_of_another_store_are_taken_over(bench, files, record_in, tmp_path) -> None:
+    first, second = bench(), bench()
+    with record_in(first, "one.db") as record:
+        expected = lines(inspect_sources(first.inspector, files, record))
+    with record_in(second, "two.db", tmp_path / "one.db") as record:
+        results = list(inspect_sources(second.inspector, files, record))
+    assert lines(results) == expected
+    assert second.gate.calls == 0
+    with closing(Results(tmp_path / "two.db")) as stored:
+        assert sum(1 for _ in stored.inspections()) == len(files)
+
+
+# ------------------------------------------------------------------------------------------- keys
+
+
+def test_a_key_follows_from_all_that_a_result_follows_from(bench) -> None:
+    def keys(**changed: object) -> Keys:
+        inspector = bench().inspector
+        bundle = inspector.bundle
+        facts = {
+            "bundle": SimpleNamespace(sha256=bundle.sha256, decision=bundle.decision),
+            "engine": inspector.engine,
+            "policy": inspector.policy,
+        }
+        return Keys(SimpleNamespace(**facts | changed))
+
+    decision = bench().inspector.bundle.decision
+    all_keys = [
+        keys(),
+        keys(policy=DecodePolicy(bit_depth=12)),
+        keys(policy=DecodePolicy(grey_only=True)),
+        keys(engine="openvino-fp32"),
+        keys(bundle=SimpleNamespace(sha256="c" * 64, decision=decision)),
+        keys(
+            bundle=SimpleNamespace(
+                sha256="b" * 64, decision=decision.model_copy(update={"sha256": "e" * 64})
+            )
+        ),
+    ]
+    found = {each.of("ab" * 32, "a.png") for each in all_keys}
+    found |= {keys().of("ab" * 32, "a.jpg"), keys().of("cd" * 32, "a.png")}
+    assert len(found) == len(all_keys) + 2
+    assert {len(key) for key in found} == {32}
+    assert keys().of("ab" * 32, "deep/B.PNG") == keys().of("ab" * 32, "a.png")
+
+
+def test_the_same_content_under_a_name_that_contradicts_it(bench, files, record_in) -> None:
+    """A PNG called .jpg is UNKNOWN, and its twin called .png is not."""
+    twin = files[0].path.with_suffix(".jpg")
+    twin.write_bytes(files[0].path.read_bytes())
+    one = bench()
+    with record_in(one) as record:
+        both = list(inspect_sources(one.inspector, [source(twin), files[0]], record))
+    assert [r.inspection.reason for r in both] == [Reason.WRONG_EXTENSION, None]
+
+
+# --------------------------------------------------------------------------------- acknowledgement
+
+
+class SlowStore:
+    """A store that writes when it is told to."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Future[int]] = []
+
+    def begin(self, run: object) -> int:
+        return 1
+
+    def known(self, key: bytes) -> None:
+        return None
+
+    def add(self, *_: object) -> Future[int]:
+        ticket: Future[int] = Future()
+        self.tickets.append(ticket)
+        return ticket
+
+
+def endless(files: list[Source], limit: int) -> Iterator[Source]:
+    for n in range(limit):
+        yield replace(files[n % 3], name=f"{n}.png")
+
+
+def test_nothing_is_told_before_it_is_on_the_disk(bench, files) -> None:
+    store = SlowStore()
+    record = Record(store, None)
+    told: list[Inspection] = []
+    results = inspect_sources(bench().inspector, endless(files, 200), record)
+
+    def take() -> None:
+        for one in results:
+            told.append(one.inspection)
+            if len(told) == 200:
+                return
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    done = 0
+    while thread.is_alive():
+        waiting = len(store.tickets)
+        assert waiting - done <= MOST_UNACKNOWLEDGED + 1
+        assert len(told) <= done
+        if waiting > done:
+            store.tickets[done].set_result(done)
+            done += 1
+        thread.join(0.001)
+    assert [i.image for i in told] == [f"{n}.png" for n in range(200)]
+
+
+def test_a_result_that_cannot_be_written_ends_the_run(bench, files) -> None:
+    store = SlowStore()
+    before = threading.active_count()
+    results = inspect_sources(bench().inspector, endless(files, 100), Record(store, None))
+    failed: Future[int] = Future()
+    failed.set_exception(StoreError("no space left"))
+    store.add = lambda *_: failed
+    with pytest.raises(StoreError, match="no space left"):
+        next(results)
+    assert threading.active_count() == before

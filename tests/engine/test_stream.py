@@ -14,9 +14,10 @@ import pytest
 
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import stream as module
-from steelsight.engine.batch import Source, inspect_sources
+from steelsight.engine.batch import inspect_sources
+from steelsight.engine.sources import Source
 from steelsight.engine.stream import Late, Stream, in_order
-from steelsight.errors import InputError
+from steelsight.errors import EngineError, InputError
 
 AHEAD = 4
 PATIENCE_S = 60
@@ -497,7 +498,7 @@ def test_workers_are_frames_in_work_at_once_and_opencv_starts_no_threads_beside(
     if way == "sources":
         path = tmp_path / "frame.png"
         cv2.imwrite(str(path), plate(64, 64))
-        sources = [Source(f"{n}.png", Path(path)) for n in range(6)]
+        sources = [Source(f"{n}.png", path, Path(path)) for n in range(6)]
         results = [r.inspection for r in inspect_sources(inspector, sources)]
         assert [r.image for r in results] == [source.name for source in sources]
     else:
@@ -556,7 +557,9 @@ def test_stopping_early_ends_all_threads(bench, plate, tmp_path, way):
     inspector = bench().inspector
     inspector.workers = 2
     if way == "sources":
-        results = inspect_sources(inspector, [Source(f"{n}", tmp_path) for n in range(50)])
+        results = inspect_sources(
+            inspector, [Source(f"{n}", str(tmp_path), tmp_path) for n in range(50)]
+        )
     else:
         frames = (plate(64, 64) for _ in itertools.count())
         results = inspector.inspect_many(frames) if way == "many" else inspector.stream(frames)
@@ -567,8 +570,18 @@ def test_stopping_early_ends_all_threads(bench, plate, tmp_path, way):
     assert cv2.getNumThreads() >= before
 
 
-@pytest.mark.parametrize("error", [MemoryError("no room"), OSError("gone")])
-def test_whatever_goes_wrong_on_the_way_in_costs_one_frame(bench, plate, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("no room"), Reason.ENGINE_FAILED),
+        (EngineError("EngineError: no decoder"), Reason.ENGINE_FAILED),
+        (OSError("gone"), Reason.DECODE_FAILED),
+    ],
+    ids=["memory", "engine", "other"],
+)
+def test_whatever_goes_wrong_on_the_way_in_costs_one_frame(
+    bench, plate, monkeypatch, error, reason
+):
     inspector = bench().inspector
     original = inspector._check
 
@@ -579,7 +592,7 @@ def test_whatever_goes_wrong_on_the_way_in_costs_one_frame(bench, plate, monkeyp
 
     monkeypatch.setattr(inspector, "_check", check)
     found = list(inspector.inspect_many([plate(64, 64), plate(64, 72), plate(64, 64)]))
-    assert [r.reason for r in found] == [None, Reason.DECODE_FAILED, None]
+    assert [r.reason for r in found] == [None, reason, None]
     assert type(error).__name__ in found[1].detail
 
 

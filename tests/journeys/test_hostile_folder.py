@@ -312,9 +312,13 @@ def test_overlays_have_harmless_names(run):
     assert all(set(path.name) <= set("".join(map(chr, range(33, 127)))) for path in overlays)
     assert not any(set(path.name) & set("<>'\"=%\\ ") for path in overlays)
     assert sorted(path.name for path in run.out.iterdir()) == [
+        ".lock",
         "overlays",
         "quarantine.csv",
         "report.html",
         "results.jsonl",
+        "run.json",
+        "store.db",
+        "store.db.lock",
         "submission.csv",
     ]

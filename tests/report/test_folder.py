@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from steelsight.defects import Inspection, Reason, Verdict
-from steelsight.engine.batch import Inspected, Source
+from steelsight.engine.batch import Inspected
 from steelsight.engine.cascade import TakenIn
+from steelsight.engine.sources import Source
 from steelsight.errors import InputError, LabelError
 from steelsight.imaging import Frame
 from steelsight.masks import decode_rle, regions
@@ -42,14 +43,19 @@ class Script:
 
     @property
     def sources(self) -> list[Source]:
-        return [Source(name, Path(name)) for name in self._by_name]
+        return [Source(name, name, Path(name)) for name in self._by_name]
 
-    def inspect_ahead(self, pairs):
+    def take_in(self, image, name):
+        unknown = self._by_name[name].size_wh is None
+        return TakenIn(name, frame=None if unknown else self._frame)
+
+    def judge(self, taken):
+        return self._by_name[taken.image]
+
+    def ahead(self, items, take, judge):
         try:
-            for _, name in pairs:
-                inspection = self._by_name[name]
-                unknown = inspection.size_wh is None
-                yield TakenIn(name, frame=None if unknown else self._frame), inspection
+            for item in items:
+                yield judge(take(item))
         finally:
             self.closed = True
 
@@ -76,8 +82,19 @@ def inspect(story, folder, classes, run, *, truth=None, grey_hw=GREY, **options)
     of_folder = {k: options.pop(k) for k in ("overwrite", "overlays") if k in options}
     script = Script(story, grey_hw)
     with OutputFolder(folder, classes, **of_folder) as output:
-        summary = inspect_to_folder(script, script.sources, output, run, truth=truth, **options)
+        found = len(script.sources)
+        summary = inspect_to_folder(
+            script, script.sources, output, run, found=found, truth=truth, **options
+        )
     return summary, output
+
+
+def inspected(inspection: Inspection, frame: Frame | None) -> Inspected:
+    return Inspected(Source(inspection.image, inspection.image), inspection, frame)
+
+
+def names_of(sources: list[Source]) -> list[str]:
+    return [source.name for source in sources]
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -96,6 +113,7 @@ def test_a_run_leaves_lines_tables_overlays_and_a_report(story, classes, run, tm
     out = tmp_path / "new" / "out"
     summary, _ = inspect(story, out, classes, run)
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "overlays",
         "quarantine.csv",
         "report.html",
@@ -103,9 +121,11 @@ def test_a_run_leaves_lines_tables_overlays_and_a_report(story, classes, run, tm
         "submission.csv",
     ]
     lines = (out / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [i.to_json() for i in story]
-    assert list(read_results(out / "results.jsonl")) == [i.to_json() for i in story]
-    assert overlays(out) == ["000002-sub_b.jpg", "000004-d.jpg"]
+    expected = [i.to_json(timing=False) for i in story]
+    assert [json.loads(line) for line in lines] == expected
+    assert list(read_results(out / "results.jsonl")) == expected
+    assert not any("milliseconds" in line for line in lines)
+    assert [re.sub("-[0-9a-f]{10}", "", name) for name in overlays(out)] == ["d.jpg", "sub_b.jpg"]
     for name in overlays(out):
         picture = cv2.imread(str(out / "overlays" / name))
         assert picture.shape == (*GREY.shape, 3)
@@ -134,7 +154,7 @@ def test_each_line_is_on_disk_when_its_frame_is_done(story, classes, tmp_path):
         assert results.read_bytes() == b""
         for number, inspection in enumerate(story, start=1):
             frame = None if inspection.size_wh is None else FRAME
-            output.add(Inspected(inspection, frame))
+            output.add(inspected(inspection, frame))
             text = results.read_text(encoding="utf-8")
             assert text.endswith("}\n")
             lines = [json.loads(line) for line in text.splitlines()]
@@ -281,7 +301,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(story, classes, run, tmp_
     (tmp_path / "mine.txt").write_text("notes of somebody")
     inspect(story[2:4], tmp_path, classes, run, overwrite=True)
     assert [r["image"] for r in read_results(tmp_path / "results.jsonl")] == ["c.jpg", "d.jpg"]
-    assert overlays(tmp_path) == ["000002-d.jpg"]
+    assert [name.rpartition("-")[0] for name in overlays(tmp_path)] == ["d"]
     assert len(rows(tmp_path / "submission.csv")) == 1 + 4
     assert len(rows(tmp_path / "quarantine.csv")) == 1 + 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -293,9 +313,9 @@ def test_a_run_that_stops_in_between_leaves_no_older_report(story, classes, run,
     """Old tables beside new lines would not belong together."""
     inspect(story, tmp_path, classes, run)
     with OutputFolder(tmp_path, classes, overwrite=True) as output:
-        output.add(Inspected(story[0], FRAME))
+        output.add(inspected(story[0], FRAME))
     assert [r["image"] for r in read_results(tmp_path / "results.jsonl")] == ["a.jpg"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "results.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["report.html", "submission.csv", "quarantine.csv"])
@@ -341,6 +361,7 @@ def test_a_stop_ends_the_run_after_the_current_frame(story, classes, run, tmp_pa
             script.sources,
             output,
             run,
+            found=5,
             on_result=heard.append,
             stop=lambda: len(heard) == after,
         )
@@ -398,18 +419,18 @@ def test_a_stop_after_the_last_frame_stops_nothing(story, classes, run, tmp_path
     ids=lambda image: ascii(image)[:20],
 )
 def test_overlay_names_are_harmless(image, tmp_path):
-    name = overlay_name(7, image)
-    assert re.fullmatch(r"000007-[A-Za-z0-9._-]{0,80}\.jpg", name)
+    name = overlay_name(image, "ab" * 32)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}-[0-9a-f]{10}\.jpg", name)
     (tmp_path / name).touch()
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_overlay_names_are_unique_and_in_order():
-    images = ["a b.jpg", "a_b.jpg", "a/b.jpg", "a?b.jpg", "a b.jpg"]
-    found = [overlay_name(n, image) for n, image in enumerate(images, start=1)]
-    assert len(set(found)) == len(images)
-    assert sorted(found) == found
-    assert overlay_name(1_000_000, "x") != overlay_name(100_000, "0x")
+def test_each_frame_has_an_overlay_name_of_its_own():
+    """By name and content: a picture that is there is the right one."""
+    images = ["a b.jpg", "a_b.jpg", "a/b.jpg", "a?b.jpg", "a b.png", "x" * 200, "y" + "x" * 199]
+    found = {overlay_name(image, sha256) for image in images for sha256 in ("ab" * 32, "cd" * 32)}
+    assert len(found) == 2 * len(images)
+    assert overlay_name("a.jpg", "ab" * 32) == overlay_name("a.jpg", "ab" * 32)
 
 
 # ------------------------------------------------------------------------------------------- truth
@@ -428,7 +449,7 @@ def truth_csv(tmp_path):
 
 
 def sources_of(*names):
-    return [Source(name, Path(name)) for name in names]
+    return [Source(name, name, Path(name)) for name in names]
 
 
 def seen(image, size_wh=SIZE_WH):
@@ -439,7 +460,8 @@ def test_truth_of_listed_and_unlisted_frames(truth_csv):
     path = truth_csv("a.jpg,3,1 128", "a.jpg,1,129 2", "sub/b.jpg,1,")
     sources = sources_of("a.jpg", "sub/b.jpg", "b.jpg", "other.jpg")
     unknown, clean = (
-        TruthFile(path, list("1234"), sources, unlisted_are_clean=flag) for flag in (False, True)
+        TruthFile(path, list("1234"), names_of(sources), unlisted_are_clean=flag)
+        for flag in (False, True)
     )
     for truth in (unknown, clean):
         assert truth.without_frame == 0
@@ -469,7 +491,7 @@ def test_truth_of_listed_and_unlisted_frames(truth_csv):
 )
 def test_labels_find_their_frames_in_other_folders(truth_csv, names, matched):
     path = truth_csv("a.jpg,3,1 128", "sub/c.jpg,1,129 2")
-    truth = TruthFile(path, list("1234"), sources_of(*names))
+    truth = TruthFile(path, list("1234"), names_of(sources_of(*names)))
     assert truth.without_frame == 1
     assert [name for name in names if truth.of(seen(name))] == matched
 
@@ -477,7 +499,7 @@ def test_labels_find_their_frames_in_other_folders(truth_csv, names, matched):
 def test_labels_of_other_frames_are_refused(truth_csv):
     path = truth_csv("a.jpg,3,1 128")
     with pytest.raises(InputError, match=r"'b\.jpg', found none"):
-        TruthFile(path, list("1234"), sources_of("b.jpg"), unlisted_are_clean=True)
+        TruthFile(path, list("1234"), ["b.jpg"], unlisted_are_clean=True)
 
 
 def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
@@ -487,7 +509,7 @@ def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
     out = tmp_path / "out"
     script = Script([inspection(f"{name}.jpg", Verdict.OK, 0.1) for name in "amz"])
     with OutputFolder(out, classes) as output:
-        truth = TruthFile(path, list("1234"), script.sources)
+        truth = TruthFile(path, list("1234"), names_of(script.sources))
         summary = inspect_to_folder(script, script.sources, output, run, truth=truth)
     (misfit,) = summary.misfits
     for part in (str(path), "m.jpg", "type 2"):
@@ -502,7 +524,7 @@ def test_a_mask_that_does_not_fit_is_named_and_the_run_goes_on(
 
 def test_a_type_that_the_bundle_does_not_have_is_refused(truth_csv):
     with pytest.raises(LabelError, match="5"):
-        TruthFile(truth_csv("a.jpg,5,1 1"), list("1234"), sources_of("a.jpg"))
+        TruthFile(truth_csv("a.jpg,5,1 1"), list("1234"), names_of(sources_of("a.jpg")))
 
 
 def test_the_report_counts_against_the_truth(story, classes, run, truth_csv, tmp_path):
@@ -519,7 +541,7 @@ def test_the_report_counts_against_the_truth(story, classes, run, truth_csv, tmp
     assert np.array_equal(decode_rle(whole, SIZE_WH), expected)
     path = truth_csv(f"sub/b.jpg,3,{whole}", "e.jpg,2,1 20", "c.jpg,4,5 5")
     sources = Script(story).sources
-    truth = TruthFile(path, list("1234"), sources, unlisted_are_clean=True)
+    truth = TruthFile(path, list("1234"), names_of(sources), unlisted_are_clean=True)
     out = tmp_path / "out"
     _, output = inspect(story, out, classes, run, truth=truth)
     tally = output.report.truth
@@ -538,5 +560,7 @@ def test_everything_can_be_moved_elsewhere(story, classes, run, tmp_path):
     shutil.move(tmp_path / "here", tmp_path / "there")
     page = (tmp_path / "there" / "report.html").read_text(encoding="utf-8")
     links = {link for link in re.findall(r'<a\b[^>]* href="([^"]+)"', page) if link[0] != "#"}
-    assert links == {"./overlays/000002-sub_b.jpg", "./overlays/000004-d.jpg"} | {"./results.jsonl"}
+    pictures = {f"./overlays/{name}" for name in overlays(tmp_path / "there")}
+    assert len(pictures) == 2
+    assert links == pictures | {"./results.jsonl"}
     assert all((tmp_path / "there" / link).is_file() for link in links)

@@ -13,7 +13,7 @@ import numpy as np
 from steelsight.data.labels import LabelSet
 from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.defects import Inspection, Verdict
-from steelsight.engine.batch import find_sources
+from steelsight.engine.sources import Sources
 from steelsight.errors import DecodeError, InputError
 from steelsight.imaging import read_bytes
 
@@ -56,9 +56,16 @@ def candidates_in(inputs: Sequence[Path]) -> list[Candidate]:
     """Every file under the given paths, without labels.
 
     Raises:
-        InputError: a path does not exist, or there is no file.
+        InputError: a path does not exist, there is no file, or it is an archive, table or video.
     """
-    return [Candidate(s.name, partial(read_bytes, s.path)) for s in find_sources(inputs)]
+    candidates = []
+    for source in Sources(inputs):
+        if source.path is None:
+            raise InputError(
+                f"expected image files, {source.name} is part of a container; unpack it first"
+            )
+        candidates.append(Candidate(source.name, partial(read_bytes, source.path)))
+    return candidates
 
 
 def candidates_of(label_set: LabelSet) -> list[Candidate]:

@@ -6,7 +6,6 @@ self-test); 130 stopped by Ctrl-C, with everything up to then written.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,20 +18,17 @@ from steelsight.cli.calibrate import calibrate
 from steelsight.cli.compare import compare
 from steelsight.cli.data import data_app
 from steelsight.cli.evaluate import evaluate
+from steelsight.cli.inspect import BundleFolder, demo, inspect, thresholds
+from steelsight.cli.results import replay, results, review
 from steelsight.cli.terminal import (
     DONE,
     ERROR,
     GATE,
     INTERRUPTED,
-    SOME_UNKNOWN,
     USAGE,
     Json,
-    as_dict,
-    command_line,
     console_for,
-    ctrl_c,
     fail,
-    now,
     print_json,
     progress,
     table,
@@ -41,15 +37,7 @@ from steelsight.cli.train import train, training_installed
 from steelsight.errors import GateError, InputError, SteelsightError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from steelsight.bundle import Bundle, ClassEntry
-    from steelsight.defects import Inspection
-    from steelsight.engine import Inspector
-    from steelsight.engine.batch import Inspected
-    from steelsight.imaging import DecodePolicy
-    from steelsight.report.folder import RunSummary
-    from steelsight.report.html import RunInfo, TruthTally
+    from steelsight.bundle import ClassEntry
 
 app = App(
     name="steelsight",
@@ -65,6 +53,8 @@ app = App(
 
   steelsight inspect one.jpg              one result line on standard output
 
+  steelsight results out/                 questions about results, exports
+
   steelsight doctor                       what works on this machine
 
 Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 130 stopped.""",
@@ -73,6 +63,11 @@ Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 1
     suppress_keyboard_interrupt=False,  # else it ends the process without a word
 )
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
+app.command(demo)
+app.command(inspect)
+app.command(results)
+app.command(review)
+app.command(replay)
 app.command(data_app)
 app.command(train)
 app.command(evaluate)
@@ -80,164 +75,6 @@ app.command(calibrate)
 app.command(compare)
 app.command(benchmark)
 app.command(model_app)
-
-BundleFolder = Annotated[
-    Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
-]
-EngineName = Annotated[
-    str,
-    Parameter(
-        name="--engine", help="auto (the fastest that is right here), onnxruntime, openvino."
-    ),
-]
-Threads = Annotated[int | None, Parameter(help="Inference threads; all usable cores if left out.")]
-Workers = Annotated[
-    int,
-    Parameter(help="Frames in work at once, sharing the threads; 0: one per thread, the fastest."),
-]
-
-
-@app.command
-def demo(
-    *,
-    frames: Annotated[int, Parameter(help="How many frames to draw.")] = 60,
-    seed: Annotated[int, Parameter(help="Same seed, same coil.")] = 7,
-    out: Annotated[Path, Parameter(help="Folder for frames, results and report.")] = Path("demo"),
-    engine: EngineName = "auto",
-    threads: Threads = None,
-    workers: Workers = 0,
-    json: Json = False,
-) -> int:
-    """Draw a coil with known truth, inspect it, write a report.
-
-    The frames are drawn, not photographed: the figures show that everything works, not how well it
-    works on your steel.
-
-    Example: steelsight demo --frames 120 --seed 3
-    """
-    from steelsight.data.synthetic import CoilConfig
-    from steelsight.demo import draw, inspect_drawn
-
-    console = console_for(json)
-    inspector = _load(None, None, engine, threads, workers)
-    config = CoilConfig(frames=frames, seed=seed)
-    with progress("drawing", frames) as advance:
-        folder = draw(out, config, lambda _: advance(""))
-    run = _run_info(inspector, f"{frames} drawn frames, seed {seed}", "Demo: a drawn coil")
-    with ctrl_c() as stop, progress("inspecting", frames) as advance:
-        summary, truth = inspect_drawn(inspector, folder, out, run, _counter(advance), stop)
-    if json:
-        print_json({**as_dict(summary), "truth": truth.to_json()})
-    else:
-        _print_summary(console, summary)
-        _print_truth(console, truth, drawn=True)
-        console.print(f"Open {out / 'report.html'} in a browser.")
-    return _exit_code(summary)
-
-
-@app.command
-def inspect(
-    inputs: Annotated[
-        list[Path],
-        Parameter(name="PATH", json_list=False, help="Images and folders (walked to their ends)."),
-    ],
-    /,
-    *,
-    out: Annotated[
-        Path | None,
-        Parameter(help="Folder for results.jsonl, overlays, tables and report.html."),
-    ] = None,
-    bundle: BundleFolder = None,
-    decision: Annotated[
-        Path | None, Parameter(help="Decision file to use instead of the bundle's.")
-    ] = None,
-    engine: EngineName = "auto",
-    threads: Threads = None,
-    workers: Workers = 0,
-    truth: Annotated[
-        Path | None, Parameter(help="Labels (Kaggle CSV): the report then compares.")
-    ] = None,
-    unlisted_are_clean: Annotated[
-        bool, Parameter(negative="", help="With --truth: frames without a row are good.")
-    ] = False,
-    overlays: Annotated[
-        bool, Parameter(negative="--no-overlays", help="Write a picture of every NG frame.")
-    ] = True,
-    overwrite: Annotated[
-        bool, Parameter(negative="", help="Replace an earlier run in --out.")
-    ] = False,
-    title: Annotated[str, Parameter(help="Of the report.")] = "Inspection report",
-    bit_depth: Annotated[
-        int | None, Parameter(help="Bits your camera uses in 16-bit files, such as 12.")
-    ] = None,
-    allow_colour: Annotated[
-        bool, Parameter(negative="", help="Turn coloured images grey instead of refusing them.")
-    ] = False,
-    append_end_marker: Annotated[
-        bool, Parameter(negative="", help="Accept JPEGs whose camera omits the end marker.")
-    ] = False,
-    json: Json = False,
-) -> int:
-    """Inspect images and write results, pictures and a report.
-
-    Every file gets a result line: OK, NG, or UNKNOWN with a reason (damaged, no image, too small,
-    blank, ...). Without --out, result lines go to standard output. Ctrl-C stops after the current
-    frame and leaves complete results.
-
-    Example: steelsight inspect frames/ --out out/ --truth train.csv
-    """
-    from steelsight.engine.batch import count_hidden, find_sources, inspect_sources
-    from steelsight.imaging import DecodePolicy
-
-    _check_options(inputs, out, truth, overwrite, overlays, unlisted_are_clean)
-    sources = find_sources(inputs, leave_out=out)
-    policy = DecodePolicy(bit_depth=bit_depth, append_end_marker=append_end_marker)
-    # Nothing to share with: all threads work on the one frame.
-    workers = 1 if len(sources) == 1 else workers
-    inspector = _load(bundle, decision, engine, threads, workers, policy, allow_colour)
-    if out is None:
-        return _print_results(inspect_sources(inspector, sources))
-    from steelsight.report.folder import OutputFolder, TruthFile, inspect_to_folder
-
-    console = console_for(json)
-    classes = inspector.bundle.classes
-    labels = (
-        TruthFile(truth, [c.id for c in classes], sources, unlisted_are_clean=unlisted_are_clean)
-        if truth
-        else None
-    )
-    run = _run_info(inspector, ", ".join(map(str, inputs)), title, truth, count_hidden(inputs))
-    with (
-        OutputFolder(out, classes, overwrite=overwrite, overlays=overlays) as output,
-        ctrl_c() as stop,
-        progress("inspecting", len(sources)) as advance,
-    ):
-        summary = inspect_to_folder(
-            inspector,
-            sources,
-            output,
-            run,
-            truth=labels,
-            on_result=_counter(advance),
-            stop=stop,
-        )
-    for line in summary.misfits[:5]:
-        fail(line, ERROR)
-    if len(summary.misfits) > 5:
-        fail(f"{len(summary.misfits)} labels in all do not fit their frames", ERROR)
-    if json:
-        truth_json = {"truth": output.report.truth.to_json()} if labels else {}
-        print_json({**as_dict(summary), **truth_json})
-    else:
-        _print_summary(console, summary)
-        if labels:
-            _print_truth(console, output.report.truth, drawn=False)
-            if summary.labels_without_frame:
-                console.print(
-                    f"{summary.labels_without_frame} labelled frames are not among these."
-                )
-        console.print(f"Open {out / 'report.html'} in a browser.")
-    return _exit_code(summary)
 
 
 @model_app.command
@@ -266,7 +103,7 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
     console.print(f"Terms: {manifest.training.terms}")
     console.print(f"Decision {decision.id} ({decision.name}): {decision.rule}")
     console.print(f"Chosen on: {decision.chosen_on}\n")
-    console.print(table(_thresholds(loaded)))
+    console.print(table(thresholds(loaded)))
     parity = loaded.parity
     console.print(
         f"\nAgainst the trained network, on {parity['frames']} real frames: "
@@ -415,8 +252,10 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        # The parser takes a lone - for an option; as a path it is standard input.
+        given = ["./-" if word == "-" else word for word in sys.argv[1:]]
         # Errors of parsing are ours to print: one line, exit code 2.
-        code = app(sys.argv[1:], exit_on_error=False, print_error=False, help_on_error=False)
+        code = app(given, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         text = " ".join(str(error).split())
         code = fail(f"{text} Try: steelsight --help", USAGE)
@@ -438,36 +277,6 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else DONE)
 
 
-def _check_options(
-    inputs: list[Path],
-    out: Path | None,
-    truth: Path | None,
-    overwrite: bool,
-    overlays: bool,
-    unlisted_are_clean: bool,
-) -> None:
-    """Refuses what would be ignored, and an output that would be inspected."""
-    if out is None and (truth or overwrite or not overlays):
-        raise InputError(
-            "--truth, --overwrite and --no-overlays are about a report: give --out FOLDER too"
-        )
-    if unlisted_are_clean and not truth:
-        raise InputError("--unlisted-are-clean is about labels: give --truth FILE too")
-    if out is not None and any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
-        raise InputError(f"--out {out} holds what is to be inspected; give another folder")
-
-
-def _print_results(results: "Iterator[Inspected]") -> int:
-    unknown = 0
-    with ctrl_c() as stop:
-        for inspection, _ in results:
-            print(inspection.to_json_line(), flush=True)
-            unknown += inspection.verdict == "UNKNOWN"
-            if stop():
-                return INTERRUPTED
-    return SOME_UNKNOWN if unknown else DONE
-
-
 def _classes(text: str) -> "tuple[ClassEntry, ...]":
     from pydantic import ValidationError
 
@@ -481,132 +290,3 @@ def _classes(text: str) -> "tuple[ClassEntry, ...]":
             f"expected --classes such as '1=Pits,2=Scratches' with ids of letters, digits, - and "
             f"_, got {text!r}"
         ) from None
-
-
-def _load(
-    bundle: Path | None,
-    decision: Path | None,
-    engine: str,
-    threads: int | None,
-    workers: int,
-    policy: "DecodePolicy | None" = None,
-    allow_colour: bool = False,
-) -> "Inspector":
-    from steelsight.engine import Inspector
-
-    return Inspector.load(
-        bundle,
-        decision=decision,
-        engine=engine,
-        threads=threads,
-        workers=workers,
-        policy=policy,
-        allow_colour=allow_colour,
-    )
-
-
-def _counter(advance: Callable[[str], None]) -> Callable[["Inspection"], None]:
-    counts = {"OK": 0, "NG": 0, "UNKNOWN": 0}
-
-    def count(inspection: "Inspection") -> None:
-        counts[inspection.verdict] += 1
-        advance("  ".join(f"{verdict} {n}" for verdict, n in counts.items()))
-
-    return count
-
-
-def _run_info(
-    inspector: "Inspector", source: str, title: str, truth: Path | None = None, hidden: int = 0
-) -> "RunInfo":
-    from steelsight.doctor import versions
-    from steelsight.report.html import RunInfo
-
-    bundle = inspector.bundle
-    gate = bundle.decision.gate
-    return RunInfo(
-        title=title,
-        source=source,
-        command=command_line(),
-        started=now(),
-        seconds=0.0,
-        hidden_files=hidden,
-        model=bundle.id,
-        decision=f"{bundle.decision.name} ({bundle.decision.id})",
-        engine=inspector.engine,
-        precision=str(bundle.manifest.precision),
-        model_card=bundle.card_summary,
-        thresholds=_thresholds(bundle),
-        marked_probabilities={"cleared below": gate.clear_below, "NG from": gate.ng_from},
-        versions=versions(),
-        truth_source=str(truth) if truth else None,
-        files={
-            "Result lines": "results.jsonl",
-            "Kaggle submission": "submission.csv",
-            "Quarantine (UNKNOWN frames)": "quarantine.csv",
-        },
-    )
-
-
-def _thresholds(bundle: "Bundle") -> list[list[str]]:
-    rows = [["", "score from", "pixel probability from", "least area, px"]]
-    for defect_class in bundle.classes:
-        rule = bundle.decision.types[defect_class.id]
-        figures = (f"{rule.label_from:g}", f"{rule.pixel_from:.3g}", str(rule.min_area_px))
-        rows.append([defect_class.name, *figures])
-    gate = bundle.decision.gate
-    rows.append(["Frame: cleared", f"below {gate.clear_below:.3g}", "", ""])
-    rows.append(["Frame: NG", f"from {gate.ng_from:.3g}", "", ""])
-    return rows
-
-
-def _print_summary(console: "Console", summary: "RunSummary") -> None:
-    console.print(
-        table(
-            [
-                ["seen", "OK", "NG", "UNKNOWN", "frames/s"],
-                [
-                    str(summary.seen),
-                    str(summary.ok),
-                    str(summary.ng),
-                    str(summary.unknown),
-                    f"{summary.frames_per_second:.1f}",
-                ],
-            ]
-        )
-    )
-    sums = f"{summary.ok} + {summary.ng} + {summary.unknown} = {summary.seen}"
-    if summary.seen == summary.found:
-        console.print(f"Every frame has a verdict: {sums}.")
-    else:
-        left = summary.found - summary.seen
-        console.print(f"Stopped: {left} of {summary.found} frames not inspected; {sums}.")
-    if summary.hidden_files:
-        console.print(
-            f"Not looked at: {summary.hidden_files} hidden files (names with a dot first)."
-        )
-    for note, frames in summary.notes.items():
-        console.print(f"{frames} frames: {note}.")
-    if summary.unknown:
-        console.print(f"{summary.unknown} UNKNOWN: see {summary.folder}/quarantine.csv.")
-
-
-def _print_truth(console: "Console", truth: "TruthTally", *, drawn: bool) -> None:
-    dice = truth.dice_where_present
-    console.print(
-        f"Against the truth: of {truth.faulty} faulty frames {truth.found} found, {truth.missed} "
-        f"missed; of {truth.good} good frames {truth.false_alarms} false alarms"
-        + (f"; Dice where a type is present {dice:.2f}." if dice is not None else ".")
-    )
-    if drawn:
-        limits = "Drawn frames: proof that it runs, not of accuracy on your steel."
-    else:
-        limits = "This is accuracy only on frames that the model did not learn from."
-    console.print(limits, style="dim")
-
-
-def _exit_code(summary: "RunSummary") -> int:
-    if summary.interrupted:
-        return INTERRUPTED
-    if summary.misfits:
-        return ERROR
-    return SOME_UNKNOWN if summary.unknown else DONE

@@ -70,7 +70,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
     """A progress bar on standard error; call what it yields with a short note after each frame."""
     with _bar("frames") as bar:
         task = bar.add_task(what, total=total, note="")
@@ -99,18 +99,27 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks the run to end after the current frame; the second ends it at once."""
+    """The first Ctrl-C asks the run to end after the current frame; the second ends it at once.
+
+    SIGTERM asks as well: so do service managers and containers.
+    """
     asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def back(*_: object) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def ask(number: int, _frame: object) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        back()
 
-    before = signal.signal(signal.SIGINT, ask)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        back()
 
 
 def table(rows: list[list[str]]) -> Any:

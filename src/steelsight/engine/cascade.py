@@ -6,12 +6,12 @@ Read ``Inspector.inspect`` top to bottom; each step adds one thing and its time.
 import hashlib
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,21 @@ DECODE_AHEAD = 4
 """Frames taken beyond those in work: hides the decode time, holds little memory."""
 
 _IMAGE_TYPES = (np.ndarray, bytes, str, Path)
+
+T = TypeVar("T")
+U = TypeVar("U")
+R = TypeVar("R")
+
+
+class Decode(Protocol):
+    """What makes a frame of an encoded image: ``imaging.decode``, or ``Decoders.decode``."""
+
+    def __call__(
+        self, data: bytes, *, name: str | None = None, policy: imaging.DecodePolicy
+    ) -> imaging.Frame:
+        """See ``imaging.decode``."""
+        ...
+
 
 Named = tuple[Image, str | None]
 """An image and what its result calls it; ``None`` for the path, ``"array"`` or ``"bytes"``."""
@@ -98,9 +113,11 @@ class Inspector:
         policy: imaging.DecodePolicy | None = None,
         allow_colour: bool = False,
         workers: int = 1,
+        decode: Decode = imaging.decode,
     ) -> None:
         self.bundle = bundle
         self.workers = workers
+        self._decode = decode
         policy = policy or imaging.DecodePolicy()
         grey_only = policy.grey_only or (bundle.manifest.input.monochrome and not allow_colour)
         self.policy = replace(policy, grey_only=grey_only)
@@ -119,6 +136,7 @@ class Inspector:
         workers: int = 1,
         policy: imaging.DecodePolicy | None = None,
         allow_colour: bool = False,
+        decode: Decode = imaging.decode,
     ) -> "Inspector":
         """Loads and checks a bundle.
 
@@ -134,6 +152,8 @@ class Inspector:
             policy: which images are accepted.
             allow_colour: turn coloured images grey, although the model's camera was grey; without
                 it they are UNKNOWN, because colour in a grey camera's frame is damage.
+            decode: ``Decoders(...).decode`` decodes in processes of their own, so that a decoder
+                that crashes or hangs costs one frame.
 
         Raises:
             BundleError: the bundle is incomplete, altered or failed its parity check.
@@ -154,7 +174,7 @@ class Inspector:
                 lambda path: load_runtime(path, precision, engine, threads, workers),
                 (loaded.gate_path, loaded.segmenter_path),
             )
-        return cls(loaded, gate, segmenter, policy, allow_colour, workers)
+        return cls(loaded, gate, segmenter, policy, allow_colour, workers, decode)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
         """Inspects one image.
@@ -236,18 +256,31 @@ class Inspector:
                     yield result[1]
 
     def inspect_ahead(self, images: Iterable[Named]) -> Generator[tuple[TakenIn, Inspection]]:
-        """``inspect_many`` for ``(image, name)`` pairs, with the decoded frames.
+        """``inspect_many`` for ``(image, name)`` pairs, with the decoded frames."""
+        own = ((_own(image), name) for image, name in images)
+        return self.ahead(
+            own, lambda named: self.take_in(*named), lambda taken: (taken, self.judge(taken))
+        )
 
-        One worker is the caller's thread, and another one decodes ahead. Several decode for
-        themselves: they keep the cores busy, a thread more would only take turns with them.
+    def ahead(
+        self, items: Iterable[T], take: Callable[[T], U], judge: Callable[[U], R]
+    ) -> Generator[R]:
+        """Two steps for each item, ``workers`` at once; results in order.
+
+        One worker is the caller's thread, and another one takes ahead. Several take for themselves:
+        they keep the cores busy, a thread more would only take turns with them.
+
+        Args:
+            items: may be endless; at most ``workers`` + 4 are on their way.
+            take: reads and decodes.
+            judge: computes.
         """
         if self.workers == 1:
-            with closing(self.take_in_ahead(images)) as taken_in:
-                for taken in taken_in:
-                    yield taken, self.judge(taken)
+            with closing(in_order(take, items, 1, DECODE_AHEAD, "steelsight-decode")) as taken:
+                for one in taken:
+                    yield judge(one)
             return
-        own = ((_own(image), name) for image, name in images)
-        results = in_order(self._inspect_taken, own, self.workers, DECODE_AHEAD)
+        results = in_order(lambda item: judge(take(item)), items, self.workers, DECODE_AHEAD)
         with self._one_opencv_thread(), closing(results):
             yield from results
 
@@ -289,16 +322,10 @@ class Inspector:
                         f"expected a path, bytes or an array, got {type(image).__name__}; check "
                         "the source of frames",
                     )
-                frame = imaging.decode(data, name=shown, policy=self.policy)
+                frame = self._decode(data, name=shown, policy=self.policy)
             self._check(frame)
         except Exception as error:  # also out of memory: one frame must not end a run
-            refusal = (
-                error
-                if isinstance(error, DecodeError)
-                else DecodeError(
-                    Reason.DECODE_FAILED, f"expected a frame, got {type(error).__name__}: {error}"
-                )
-            )
+            refusal = _refusal(error)
             # A damaged file must be found again by its hash, too.
             sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
             took = {"decode": _ms_since(started)}
@@ -468,6 +495,17 @@ class Inspector:
             milliseconds=taken.milliseconds,
             notes=frame.notes if frame else (),
         )
+
+
+def _refusal(error: Exception) -> DecodeError:
+    """Why there is no frame; what is not the frame's own fault is the engine's."""
+    if isinstance(error, DecodeError):
+        return error
+    if isinstance(error, EngineError):
+        return DecodeError(Reason.ENGINE_FAILED, str(error))
+    told = f"expected a frame, got {type(error).__name__}: {error}"
+    lacking = isinstance(error, MemoryError)
+    return DecodeError(Reason.ENGINE_FAILED if lacking else Reason.DECODE_FAILED, told)
 
 
 def _worse(a: Evidence, b: Evidence) -> Evidence:

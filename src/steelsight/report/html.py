@@ -392,6 +392,11 @@ ADVICE: Mapping[Reason, str] = {
     Reason.WRONG_EXTENSION: "Name and content disagree: rename the file after its real format.",
     Reason.TRUNCATED: "The image ends early, often a copy that broke off: fetch it again.",
     Reason.DECODE_FAILED: "The image data is damaged: fetch it again from the camera.",
+    Reason.DECODER_CRASHED: "The image made the decoder crash: keep it apart, and fetch it again.",
+    Reason.DECODER_HUNG: "The image kept the decoder busy for too long: look at the file; if the "
+    "machine was overloaded, run again.",
+    Reason.DECODER_MEMORY: "The image needs more memory than a decoder may have: cut it into "
+    "frames, and run again.",
     Reason.MULTIPLE_FRAMES: "Save each page or frame as an image of its own.",
     Reason.TOO_LARGE: "Cut the image into frames, or raise the limit if the size is intended.",
     Reason.WRONG_SIZE: "The frame is smaller than the network needs: check cropping and camera.",

@@ -1,0 +1,1 @@
+"""Results that stay: every inspection of every run in one SQLite file."""
