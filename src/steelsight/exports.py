@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from steelsight.data.labels import FrameLabels
 
 ROWS_AT_ONCE = 4096
+DEFECTS_AT_ONCE = 8192
 CHARACTERS_AT_ONCE = 1 << 24
-"""Of RLE: a row group of a Parquet file ends with either."""
+"""Of RLE: a row group of a Parquet file ends with one of the three."""
 
 UNKNOWN, NOT_LOCALISED = "UNKNOWN", "NG without a region"
 """Why results are left out of labels."""
@@ -495,14 +496,16 @@ def _write_parquet(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> Non
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
-    characters = 0
+    defects = characters = 0
     for row in rows:
         batch.append(row)
-        of_defects = row.get("defects", (row,))
-        characters += sum(len(defect["rle"]) for defect in of_defects)
-        if len(batch) >= ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+        of_row = row.get("defects", (row,))
+        defects += len(of_row)
+        characters += sum(len(defect["rle"]) for defect in of_row)
+        full = len(batch) >= ROWS_AT_ONCE or defects >= DEFECTS_AT_ONCE
+        if full or characters >= CHARACTERS_AT_ONCE:
             yield batch
-            batch, characters = [], 0
+            batch, defects, characters = [], 0, 0
     if batch:
         yield batch
 

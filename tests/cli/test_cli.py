@@ -75,6 +75,9 @@ COMMANDS = [
     "inspect",
     "model convert-weights",
     "model info",
+    "replay",
+    "results",
+    "review",
     "train",
 ]
 
@@ -116,6 +119,14 @@ def mixed(frames, tmp_path) -> Path:
 
 def test_every_command_is_tested_here():
     assert commands() == COMMANDS
+
+
+@pytest.mark.parametrize("name", cli.LAZY)
+def test_what_the_first_page_says_of_a_command_is_what_it_says_itself(name):
+    """It is written down twice, so that the page needs no import of the commands."""
+    itself = cli.app[name]
+    own = itself.default_command.__doc__ if itself.default_command else itself.help
+    assert cli.LAZY[name][1] == " ".join(own.split("\n\n")[0].split())
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

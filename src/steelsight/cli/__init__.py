@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from steelsight import __version__
-from steelsight.cli.benchmark import benchmark
-from steelsight.cli.calibrate import calibrate
-from steelsight.cli.compare import compare
-from steelsight.cli.data import data_app
-from steelsight.cli.evaluate import evaluate
-from steelsight.cli.inspect import BundleFolder, demo, inspect, thresholds
-from steelsight.cli.results import replay, results, review
 from steelsight.cli.terminal import (
     DONE,
     ERROR,
     GATE,
     INTERRUPTED,
     USAGE,
+    BundleFolder,
     Json,
     console_for,
     fail,
@@ -33,7 +27,6 @@ from steelsight.cli.terminal import (
     progress,
     table,
 )
-from steelsight.cli.train import train, training_installed
 from steelsight.errors import GateError, InputError, SteelsightError
 
 if TYPE_CHECKING:
@@ -63,17 +56,44 @@ Exit codes: 0 done, 1 error, 2 usage, 3 some frames UNKNOWN, 4 a gate refused, 1
     suppress_keyboard_interrupt=False,  # else it ends the process without a word
 )
 model_app = App(name="model", help="Model bundles: what is inside.", help_format="plaintext")
-app.command(demo)
-app.command(inspect)
-app.command(results)
-app.command(review)
-app.command(replay)
-app.command(data_app)
-app.command(train)
-app.command(evaluate)
-app.command(calibrate)
-app.command(compare)
-app.command(benchmark)
+LAZY = {
+    "demo": ("inspect:demo", "Draw a coil with known truth, inspect it, write a report."),
+    "inspect": ("inspect:inspect", "Inspect images and write results, pictures and a report."),
+    "results": (
+        "results:results",
+        "Ask a store about results, coils, runs and defects, and export them.",
+    ),
+    "review": ("results:review", "Write a person's verdict beside the model's."),
+    "replay": ("results:replay", "Derive a stored verdict again, and compare it bit for bit."),
+    "data": (
+        "data:data_app",
+        "Data sets: convert labels, check, explore, split; draw a synthetic one.",
+    ),
+    "train": (
+        "train:train",
+        "Train classifier and segmenter on a labelled data set; ends with a bundle and a report.",
+    ),
+    "evaluate": (
+        "evaluate:evaluate",
+        "Say how many bad frames are missed, how many good ones blocked, and how sure that is.",
+    ),
+    "calibrate": (
+        "calibrate:calibrate",
+        "Choose thresholds by a rule, and say what they give on frames they were not chosen on.",
+    ),
+    "compare": (
+        "compare:compare",
+        "Say whether B is better than A on the same frames, or whether it is noise.",
+    ),
+    "benchmark": (
+        "benchmark:benchmark",
+        "Measure the whole pipeline, from encoded bytes to the result line, on every engine.",
+    ),
+}
+"""Commands by name: module and function, and the first line of its help; imported when called."""
+
+for _name, (_where, _help) in LAZY.items():
+    app.command(f"steelsight.cli.{_where}", name=_name, help=_help)
 app.command(model_app)
 
 
@@ -84,6 +104,7 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
     Example: steelsight model info --bundle my-bundle/
     """
     from steelsight.bundle import load_bundle
+    from steelsight.cli.inspect import thresholds
 
     loaded = load_bundle(bundle)
     facts = {
@@ -126,6 +147,8 @@ def convert_weights(
 
     Example: steelsight model convert-weights resnet50.pth resnet50.safetensors
     """
+    from steelsight.cli.train import training_installed
+
     with training_installed("convert-weights"):
         from steelsight.training.starts import CONVERT_WARNING, convert_pth
 
@@ -178,6 +201,8 @@ def export(
 
     Example: steelsight export best.safetensors --frames images/ --truth train.csv ...
     """
+    from steelsight.cli.train import training_installed
+
     with training_installed("export"):
         from steelsight.training.export import (
             ExportConfig,
@@ -254,6 +279,8 @@ def main() -> None:
     try:
         # The parser takes a lone - for an option; as a path it is standard input.
         given = ["./-" if word == "-" else word for word in sys.argv[1:]]
+        if given and given[0] in LAZY and app[given[0]].default_command:
+            app[given[0]].help = None  # a command's own page is its docstring
         # Errors of parsing are ours to print: one line, exit code 2.
         code = app(given, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:

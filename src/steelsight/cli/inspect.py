@@ -12,6 +12,7 @@ from steelsight.cli.terminal import (
     ERROR,
     INTERRUPTED,
     SOME_UNKNOWN,
+    BundleFolder,
     Json,
     as_dict,
     command_line,
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from steelsight.report.folder import RunSummary
     from steelsight.report.html import RunInfo, TruthTally
 
-BundleFolder = Annotated[
-    Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
-]
 EngineName = Annotated[
     str,
     Parameter(

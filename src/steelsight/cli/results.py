@@ -113,12 +113,7 @@ def results(
     All conditions given must hold. What several runs saw under one name with the same result is one
     row. Exit code 3 if frames that are UNKNOWN, or NG without a region, were left out of labels.
 
-    Examples:
-      steelsight results out/ --verdict NG --sort area
-
-      steelsight results plant.db --coils --since 7d
-
-      steelsight results plant.db --type 3 --within-mm 50 --to scratches.csv
+    Example: steelsight results out/ --verdict NG --sort area
     """
     from steelsight.exports import StoredResults, form_of
     from steelsight.store.queries import Filter
@@ -498,6 +493,8 @@ def _print_coils(store: "StoredResults", where: "Filter", limit: int | None, jso
             ],
         )
     console.print(sums)
+    if not found and where.since_ms is None:
+        console.print("No run says of which coil it is: inspect with --coil.")
     return DONE
 
 
@@ -602,13 +599,20 @@ def _print_table(console: "Console", rows: list[dict[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    def made(headings: list[str]) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            side: Literal["left", "right"] = "right" if heading in _RIGHT else "left"
+            table.add_column(heading, overflow="fold", justify=side)
+        for row in rows:
+            table.add_row(*(Text(escaped(row[heading])) for heading in headings))
+        return table
+
     headings = [heading for heading in rows[0] if any(row[heading] for row in rows)]
-    for heading in headings:
-        side: Literal["left", "right"] = "right" if heading in _RIGHT else "left"
-        table.add_column(heading, overflow="fold", justify=side)
-    for row in rows:
-        table.add_row(*(Text(escaped(row[heading])) for heading in headings))
+    table = made(headings)
+    if console.measure(table).maximum > console.width and len({r.get("model") for r in rows}) == 1:
+        # It is the same everywhere, and said below.
+        table = made([heading for heading in headings if heading != "model"])
     console.print(table)
 
 
@@ -667,8 +671,7 @@ def _print_export(done: "Exported", total: int, what: str) -> None:
         console.print(f"{escaped(path)}: the labelling interface to paste into the project.")
     for reason, count in done.left_out.items():
         print(
-            f"steelsight: {count:,} results were left out, {reason}: as labels they would look "
-            "clean",
+            f"steelsight: {count:,} left out ({reason}): as labels they would look clean",
             file=sys.stderr,
         )
 
@@ -680,7 +683,7 @@ def _print_replay(console: "Console", done: "Replay") -> None:
     stored, now = done.stored, done.now
     what = f"{stored.verdict}" + (f", {stored.reason}" if stored.reason else "")
     if stored.defects:
-        what += f", {len(stored.defects)} defects"
+        what += f", {len(stored.defects)} defect" + "s" * (len(stored.defects) > 1)
     head = f"Inspection {done.inspection_id}, {escaped(stored.image)}: {what}"
     console.print(f"Frame {escaped(done.frame)}, sha256 {stored.sha256 or 'of nothing'}")
     console.print(f"Model {stored.model}, decision {stored.decision}, engine {now.engine}")

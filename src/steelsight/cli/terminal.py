@@ -22,6 +22,9 @@ DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _MAX_LINE_CHARACTERS = 4000
 
+BundleFolder = Annotated[
+    Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
+]
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 
 

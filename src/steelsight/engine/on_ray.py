@@ -7,44 +7,59 @@ out. Files are read by path, or through pyarrow's file systems (``s3://``, ``gs:
 cannot be read is UNKNOWN.
 
 Ray restarts an actor that died and gives its batch to another one. A frame that came twice or not
-at all would be noticed: every frame has a number, and the driver ticks it off.
+at all would be noticed: every frame has a number, the driver ticks it off, and in the end reads all
+parts again. A frame that ends its actor again and again is UNKNOWN: Ray would try for ever.
 
-What Ray sends between its processes is pickled by Ray. Use it on a network of your own.
+What Ray sends between its processes is pickled by Ray. A cluster for one run listens on this
+machine only, and asks for a secret that only its own processes know; give a cluster of yours one,
+too (``RAY_AUTH_MODE=token``).
 """
 
+import fcntl
 import json
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from steelsight.bundle import Bundle, load_bundle
 from steelsight.decoders import Decoders
-from steelsight.defects import Reason, Verdict
-from steelsight.engine.batch import Inspected, identity_of, inspect_sources
+from steelsight.defects import Inspection, Reason, Verdict
+from steelsight.engine.batch import PASSING, Keys, identity_of, inspect_sources
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.choice import choose_engine
-from steelsight.engine.runtime import Engine
+from steelsight.engine.runtime import Engine, available_cores
 from steelsight.engine.sources import CONTAINER_SUFFIXES, Source, Sources, path_of, shown_name
-from steelsight.errors import DecodeError, EngineError, InputError, SteelsightError
+from steelsight.errors import DecodeError, EngineError, InputError, SteelsightError, escaped
 from steelsight.imaging import DecodePolicy
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RUN, PARTS = "run.json", "parts"
+RUN, PARTS, LOCK = "run.json", "parts", ".lock"
 FRAMES_PER_BATCH = 16
 """What an actor gets at once, and what is done again if it dies."""
 FRAMES_PER_PART, SECONDS_PER_PART = 10_000, 60.0
 """What a run that is cut off may lose."""
 FRAMES_PER_ROUND = 1_000_000
-"""Names that the driver holds at once."""
+"""Names that the driver sends at once."""
+RETRIES = 3
+"""After the death of its actor a batch is tried again as often, then each of its frames alone."""
+READERS = 8
+"""Threads of an actor that fetch files from an address: each waits for the network."""
+FIRST_ACTOR_PATIENCE_S = 900
+"""A cluster may have to start a machine first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +140,43 @@ def inspect_on_ray(
     if engine == Engine.AUTO:
         engine = str(choose_engine(bundle, settings.threads).engine)
     files = _files(inputs, out)
-    order = _Order(bundle, engine, settings)
-    identity = order.identity(inputs)
-    done = _continued(out, identity, overwrite)
-    found = sum(1 for _ in files())
+    order = _Order(bundle, engine, settings, [text for text in inputs if "://" in text])
+    with _locked(out):
+        identity = order.identity(inputs)
+        _check_identity(out, identity, overwrite)
+        _write_run(out, identity, None)
+        return _inspect(files, out, order, identity, settings, on_count)
+
+
+def _inspect(
+    files: Callable[[], Iterator["_File"]],
+    out: Path,
+    order: "_Order",
+    identity: dict[str, Any],
+    settings: RaySettings,
+    on_count: Callable[[int, int], None],
+) -> RaySummary:
+    parts = _Parts(out)
+    kept, found = parts.keep(files())
     if not found:
-        raise InputError(f"expected images in {', '.join(inputs)}, found no file; check the path")
-    parts = _Parts(out, done.parts)
-    counts = dict(done.counts)
-    _write_run(out, identity, None)
-    on_count(sum(counts.values()), found)
-    rounds = _rounds(file for file in files() if not done.holds(file))
+        raise InputError(f"expected images in {', '.join(identity['inputs'])}, found no file")
+    done = len(kept)
+    on_count(done, found)
+    rounds = _rounds(file for file in files() if file.name not in kept)
     first = next(rounds, None)
     if first is not None:
         with _cluster(settings) as ray:
-            for batch in chain([first], rounds):
-                for table in _results(ray, order, batch, settings):
-                    for verdict in table.column("verdict").to_pylist():
-                        counts[verdict] += 1
-                    parts.add(table)
-                    on_count(sum(counts.values()), found)
-            parts.flush()
+            try:
+                for batch in chain([first], rounds):
+                    for table in _results(ray, order, batch, settings):
+                        parts.add(table)
+                        done += table.num_rows
+                        on_count(done, found)
+            finally:
+                # What is there is not done again.
+                parts.flush()
+    # From the disk: what is told is what stays.
+    counts = Counter(facts[2] for facts in parts.read())
     summary = RaySummary(
         folder=str(out),
         found=found,
@@ -153,7 +184,7 @@ def inspect_on_ray(
         ok=counts[Verdict.OK],
         ng=counts[Verdict.NG],
         unknown=counts[Verdict.UNKNOWN],
-        known=sum(done.counts.values()),
+        known=len(kept),
     )
     if summary.seen != summary.found:
         raise EngineError(
@@ -165,12 +196,11 @@ def inspect_on_ray(
 
 
 def _installed() -> None:
-    try:
-        import ray.data  # noqa: F401
-    except ImportError:
+    # Not imported yet: Ray reads its settings from the environment when it is.
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise EngineError(
             "expected Ray for --on ray, it is not installed: pip install 'steelsight[ray]'"
-        ) from None
+        )
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -209,7 +239,7 @@ def _files(inputs: Sequence[str], out: Path) -> Callable[[], Iterator[_File]]:
                     "unpack it first"
                 )
             try:
-                facts = source.path.lstat()
+                facts = source.path.stat()
                 size_bytes, modified_ns = facts.st_size, facts.st_mtime_ns
             except OSError:
                 size_bytes = modified_ns = -1
@@ -233,36 +263,42 @@ def _remote_files(address: str) -> Iterator[_File]:
         ) from None
     for info in sorted(listed, key=lambda info: str(info.path)):
         below = str(info.path).removeprefix(root.rstrip("/") + "/")
-        if info.type != FileType.File or any(p.startswith(".") for p in below.split("/")):
+        steps = below.split("/")
+        if info.type != FileType.File or any(
+            step.startswith(".") and step not in (".", "..") for step in steps
+        ):
             continue
         if below.lower().endswith(CONTAINER_SUFFIXES):
             raise InputError(
                 f"expected image files for --on ray, {below} is a container; unpack it first"
             )
         modified_ns = -1 if info.mtime_ns is None else info.mtime_ns
-        place = f"{scheme}://{info.path}"
-        yield _File(shown_name(Path(below)), place, info.size, modified_ns)
+        # A path would lose steps that a key may have: each key needs a name of its own.
+        odd = {"", ".", ".."} & set(steps)
+        name = quote(below, safe="").replace(".", "%2E") if odd else shown_name(Path(below))
+        yield _File(name, f"{scheme}://{info.path}", info.size, modified_ns)
 
 
-def _source(name: str, place: str, policy: DecodePolicy) -> Source:
-    """Where an actor finds a file; an address is read at once."""
-    if "://" not in place:
-        return Source(name, place, path_of(place))
-    from pyarrow.fs import FileSystem
+def _read(system: Any, place: str, policy: DecodePolicy) -> bytes | DecodeError:
+    """Content of a file at an address, or why there is none.
 
-    content: bytes | DecodeError
+    Args:
+        system: the file system of the run's address, which knows its end point and region.
+        place: as it was listed; its path as the file system says it, nothing is encoded.
+        policy: for the most bytes.
+    """
     try:
-        system, path = FileSystem.from_uri(place)
-        with system.open_input_stream(path) as stream:
-            content = stream.read(policy.max_bytes + 1)
+        with system.open_input_stream(place.partition("://")[2]) as stream:
+            content: bytes = stream.read(policy.max_bytes + 1)
     except (OSError, ValueError) as error:
         told = " ".join(str(error).split())
-        content = DecodeError(Reason.UNREADABLE, f"expected to read {place}, got: {told}")
-    if isinstance(content, bytes) and len(content) > policy.max_bytes:
-        content = DecodeError(
-            Reason.TOO_LARGE, f"expected at most {policy.max_bytes} bytes, {place} has more"
+        return DecodeError(Reason.UNREADABLE, f"expected to read {escaped(place)}, got: {told}")
+    if len(content) > policy.max_bytes:
+        return DecodeError(
+            Reason.TOO_LARGE,
+            f"expected at most {policy.max_bytes} bytes, {escaped(place)} has more",
         )
-    return Source(name, place, content=content)
+    return content
 
 
 # ------------------------------------------------------------------------------------------ actors
@@ -271,31 +307,39 @@ def _source(name: str, place: str, policy: DecodePolicy) -> Source:
 class _Order:
     """All that an actor must know, in a form that travels: bytes and plain values."""
 
-    def __init__(self, bundle: Bundle, engine: str, settings: RaySettings) -> None:
-        self.sha256 = bundle.sha256
+    def __init__(
+        self, bundle: Bundle, engine: str, settings: RaySettings, addresses: Sequence[str]
+    ) -> None:
+        self.address = addresses[0] if addresses else None
+        self.model = bundle.id
+        self.decision_id = bundle.decision.id
+        weights = bundle.manifest.weights
         self.bundle_files = {
             str(path.relative_to(bundle.folder)): path.read_bytes()
             for path in sorted(bundle.folder.rglob("*"))
-            if path.is_file() and "__pycache__" not in path.parts
+            if path.is_file() and not (weights and path.name == weights.file)
         }
         self.decision = bundle.decision.text.encode()
         self.engine = engine
         self.threads = settings.threads
         self.policy = settings.policy
         self.allow_colour = settings.allow_colour
+        with Decoders(1) as decoders:
+            inspector = self.load(decoders)
+            self.engine_label = inspector.engine
+            self.settings = Keys(inspector).settings
+            self._same = identity_of(inspector, [])
 
-    @contextmanager
-    def inspector(self) -> Iterator[Inspector]:
-        """The bundle, unpacked into a folder of its own; its checksums are checked again."""
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    def load(self, decoders: Decoders) -> Inspector:
+        """The bundle, unpacked for as long as it is read; its checksums are checked again."""
+        with tempfile.TemporaryDirectory(prefix="steelsight-") as scratch:
+            folder = Path(scratch)
             for name, content in self.bundle_files.items():
                 path = folder / "bundle" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             (folder / "decision.toml").write_bytes(self.decision)
-            decoders = stack.enter_context(Decoders(1))
-            yield Inspector.load(
+            return Inspector.load(
                 folder / "bundle",
                 decision=folder / "decision.toml",
                 engine=self.engine,
@@ -307,9 +351,25 @@ class _Order:
 
     def identity(self, inputs: Sequence[str]) -> dict[str, Any]:
         """As of a local run."""
-        with self.inspector() as inspector:
-            places = [text if "://" in text else str(Path(text).absolute()) for text in inputs]
-            return {**identity_of(inspector, []), "inputs": places, "on": "ray"}
+        places = [text if "://" in text else str(Path(text).absolute()) for text in inputs]
+        return {**self._same, "inputs": places, "on": "ray"}
+
+    def no_answer(self, file: _File) -> Inspection:
+        """The result of a frame that ended its actor every time."""
+        return Inspection(
+            image=file.name,
+            sha256=None,
+            verdict=Verdict.UNKNOWN,
+            reason=Reason.ENGINE_FAILED,
+            detail=f"expected an answer, the worker of Ray ended {RETRIES + 1} times on this frame",
+            faulty_probability=None,
+            class_probabilities={},
+            defects=(),
+            size_wh=None,
+            model=self.model,
+            decision=self.decision_id,
+            engine=self.engine_label,
+        )
 
 
 class _Actor:
@@ -319,18 +379,39 @@ class _Actor:
         import ray
 
         self._order: _Order = ray.get(order["order"])
-        self._stack = ExitStack()
-        self._inspector = self._stack.enter_context(self._order.inspector())
+        self._inspector = self._order.load(Decoders(1))
+        # Another version of anything could give other results, and nobody would notice.
+        here = Keys(self._inspector).settings
+        if here != self._order.settings:
+            raise EngineError(
+                f"expected on every machine what the command has: {self._order.settings}, got "
+                f"{here}; install the same versions"
+            )
+        self._system: Any = None
+        if self._order.address:
+            from pyarrow.fs import FileSystem
+
+            self._system = FileSystem.from_uri(self._order.address)[0]
 
     def __call__(self, files: "pa.Table") -> "pa.Table":
         rows = files.to_pylist()
-        sources = [_source(row["name"], row["place"], self._order.policy) for row in rows]
-        results = inspect_sources(self._inspector, sources)
-        return _table([_row(row, one) for row, one in zip(rows, results, strict=True)])
+        results = inspect_sources(self._inspector, self._sources(rows))
+        return _table([_row(row, one.inspection) for row, one in zip(rows, results, strict=True)])
+
+    def _sources(self, rows: list[dict[str, Any]]) -> Iterator[Source]:
+        if self._system is None:
+            for row in rows:
+                yield Source(row["name"], row["place"], path_of(row["place"]))
+            return
+        with ThreadPoolExecutor(READERS) as pool:
+            places = [row["place"] for row in rows]
+            policy = self._order.policy
+            contents = pool.map(lambda place: _read(self._system, place, policy), places)
+            for row, content in zip(rows, contents, strict=True):
+                yield Source(row["name"], row["place"], content=content)
 
 
-def _row(file: dict[str, Any], inspected: Inspected) -> dict[str, Any]:
-    inspection = inspected.inspection
+def _row(file: dict[str, Any], inspection: Inspection) -> dict[str, Any]:
     times = inspection.milliseconds
     return {
         **{key: file[key] for key in ("number", "name", "size_bytes", "modified_ns")},
@@ -385,10 +466,18 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
     """A connection to a cluster, or a local one for as long as this lasts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not settings.address:
+        # Ray keeps to this machine where it thinks that clusters are not supported, and listens on
+        # every network otherwise.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ["RAY_AUTH_MODE"] = "token"
+        # Ray reads it once in a process.
+        os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
     import ray
+    import ray.data
 
     # It tells of each plan and each execution; what goes wrong is raised.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if settings.address:
@@ -397,8 +486,7 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
         given |= {
             "address": "local",
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-            "num_cpus": max((settings.actors or 1) * settings.threads, os.cpu_count() or 1),
+            "num_cpus": max((settings.actors or 1) * settings.threads, available_cores()),
         }
     try:
         ray.init(**given)
@@ -412,6 +500,9 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.verbose_progress = False
+        context.wait_for_min_actors_s = FIRST_ACTOR_PATIENCE_S
+        # They come back as frames that were not ticked off.
+        context.max_errored_blocks = -1
         yield ray
     finally:
         ray.shutdown()
@@ -429,70 +520,161 @@ def _results(
     """Results in any order, each frame once.
 
     Raises:
-        EngineError: Ray failed, or gave a frame twice or not at all.
+        EngineError: Ray failed, or gave a frame twice.
     """
+    ticked = bytearray(len(files))
+    shared = ray.put(order)
+    everything = range(len(files))
+    # One frame at a time in the end: the others of a batch need not suffer.
+    for frames_at_once in (FRAMES_PER_BATCH, 1):
+        numbers = [number for number in everything if not ticked[number]]
+        if not numbers:
+            return
+        for table in _mapped(ray, shared, _blocks(files, numbers, frames_at_once), settings):
+            for number in table.column("number").to_pylist():
+                if ticked[number]:
+                    raise EngineError("Ray gave a frame twice; report it, with its version")
+                ticked[number] = 1
+            yield table.drop_columns(["number"])
+    left = [number for number in everything if not ticked[number]]
+    if left:
+        rows = [
+            _row({**asdict(files[number]), "number": number}, order.no_answer(files[number]))
+            for number in left
+        ]
+        yield _table(rows).drop_columns(["number"])
+
+
+def _blocks(files: list[_File], numbers: list[int], size: int) -> list["pa.Table"]:
+    """What actors get: files by number, so many at once."""
     import pyarrow as pa
 
+    chosen = [files[number] for number in numbers]
     table = pa.table(
         {
-            "number": pa.array(range(len(files)), pa.int64()),
-            "name": [file.name for file in files],
-            "place": [file.place for file in files],
-            "size_bytes": [file.size_bytes for file in files],
-            "modified_ns": [file.modified_ns for file in files],
+            "number": pa.array(numbers, pa.int64()),
+            "name": [file.name for file in chosen],
+            "place": [file.place for file in chosen],
+            "size_bytes": [file.size_bytes for file in chosen],
+            "modified_ns": [file.modified_ns for file in chosen],
         }
     )
+    return [table.slice(start, size) for start in range(0, len(numbers), size)]
+
+
+def _mapped(
+    ray: Any, order: Any, blocks: list["pa.Table"], settings: RaySettings
+) -> Generator["pa.Table"]:
+    """Results of the blocks that actors survived.
+
+    Args:
+        ray: the module, connected.
+        order: a reference to what every actor needs.
+        blocks: each is inspected at once.
+        settings: for the actors.
+
+    Raises:
+        EngineError: Ray failed, or no actor could be started.
+    """
     cores = int(ray.cluster_resources().get("CPU", 1))
     most = settings.actors or max(1, cores // settings.threads)
-    blocks = [
-        table.slice(start, FRAMES_PER_BATCH) for start in range(0, len(files), FRAMES_PER_BATCH)
-    ]
-    # Inside a dict: Ray keeps the reference and does not unpack it for every restart.
-    shared = {"order": ray.put(order)}
     frames = ray.data.from_arrow(blocks).map_batches(
         _Actor,
-        fn_constructor_args=(shared,),
+        # Inside a dict: Ray keeps the reference and does not unpack it for every restart.
+        fn_constructor_args=({"order": order},),
         batch_format="pyarrow",
-        batch_size=FRAMES_PER_BATCH,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        batch_size=max(block.num_rows for block in blocks),
+        # One block at a time: a death counts for the block that was in work, for no other.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=settings.threads,
+        max_task_retries=RETRIES,
     )
-    ticked = bytearray(len(files))
     try:
-        for found in frames.iter_batches(batch_format="pyarrow", batch_size=None):
-            numbers = found.column("number").to_pylist()
-            if any(ticked[number] for number in numbers) or len(set(numbers)) < len(numbers):
-                raise EngineError("Ray gave a frame twice; report it, with its version")
-            for number in numbers:
-                ticked[number] = 1
-            yield found.drop_columns(["number"])
-    except SteelsightError:
-        raise
+        yield from frames.iter_batches(batch_format="pyarrow", batch_size=None)
     except Exception as error:  # Ray raises many kinds, with whole tracebacks in their text
         last = [line for line in str(error).splitlines() if line.strip()] or [""]
         raise EngineError(
-            f"expected results from Ray, got {type(error).__name__}: {last[-1].strip()[:300]}; "
+            f"expected results from Ray, got {type(error).__name__}: {last[-1].strip()[:600]}; "
             "give the same command again: it continues"
         ) from None
-    if not all(ticked):
-        raise EngineError(
-            f"Ray gave no result for {ticked.count(0)} of {len(files)} frames; give the same "
-            "command again: it continues"
-        )
 
 
 # ------------------------------------------------------------------------------------------- parts
 
 
-class _Parts:
-    """Writes results in files of some thousand, each complete or not there."""
+_Facts = tuple[int, int, str]
+"""Bytes and time of a file when it was inspected, and the verdict."""
 
-    def __init__(self, out: Path, number: int) -> None:
+
+class _Parts:
+    """Results in files of some thousand, each complete or not there."""
+
+    def __init__(self, out: Path) -> None:
         self._folder = out / PARTS
-        self._number = number
         self._tables: list[pa.Table] = []
         self._rows = 0
         self._flushed_s = monotonic()
+        last = max((int(path.stem.rpartition("-")[2]) for path in self._paths()), default=-1)
+        self._number = last + 1
+
+    def keep(self, files: Iterable[_File]) -> tuple[set[str], int]:
+        """Takes out what must be inspected again; returns names of the rest, and files in all.
+
+        That are results of files that changed or went, and those whose reason may have passed.
+        """
+        import pyarrow.compute as pc
+
+        known: dict[str, tuple[int, int]] = {}
+        for path in self._paths():
+            try:
+                table = _read_table(path, ["name", "size_bytes", "modified_ns", "reason"])
+            except EngineError:  # the power went; what it held is inspected again
+                path.unlink()
+                continue
+            for row in table.to_pylist():
+                if row["reason"] not in PASSING:
+                    known[row["name"]] = (row["size_bytes"], row["modified_ns"])
+        found = 0
+        kept = set()
+        for file in files:
+            found += 1
+            if file.name in known and known[file.name] == (file.size_bytes, file.modified_ns):
+                kept.add(file.name)
+        again = set(kept)
+        for path in self._paths():
+            table = _read_table(path)
+            stays = []
+            for name, reason in zip(
+                *(table.column(key).to_pylist() for key in ("name", "reason")), strict=True
+            ):
+                # Taken once only, should it ever be there twice.
+                stays.append(name in again and reason not in PASSING)
+                again.discard(name)
+            if not any(stays):
+                path.unlink()
+            elif not all(stays):
+                self._write(path, table.filter(pc.equal(stays, True)))
+        return kept, found
+
+    def read(self) -> Iterator[_Facts]:
+        """Of every result on the disk.
+
+        Raises:
+            EngineError: a part cannot be read, or a frame is there twice.
+        """
+        names: set[str] = set()
+        for path in self._paths():
+            columns = ["size_bytes", "modified_ns", "verdict", "name"]
+            for row in _read_table(path, columns).to_pylist():
+                if row["name"] in names:
+                    raise EngineError(
+                        f"{path} holds {row['name']} a second time; give --overwrite to inspect "
+                        "all again"
+                    )
+                names.add(row["name"])
+                yield row["size_bytes"], row["modified_ns"], row["verdict"]
 
     def add(self, table: "pa.Table") -> None:
         self._tables.append(table)
@@ -504,74 +686,97 @@ class _Parts:
         if not self._tables:
             return
         import pyarrow as pa
-        from pyarrow import parquet
 
         path = self._folder / f"part-{self._number:06d}.parquet"
-        beside = self._folder / f".{path.name}.unfinished"
-        with beside.open("wb") as file:
-            parquet.write_table(pa.concat_tables(self._tables), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        self._write(path, pa.concat_tables(self._tables))
         self._number += 1
         self._tables, self._rows, self._flushed_s = [], 0, monotonic()
 
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("part-[0-9]*.parquet"))
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What an earlier run left: results by name, and counts."""
+    def _write(self, path: Path, table: "pa.Table") -> None:
+        from pyarrow import parquet
 
-    facts: dict[str, tuple[int, int]]
-    counts: dict[str, int]
-    parts: int
-
-    def holds(self, file: _File) -> bool:
-        before = self.facts.get(file.name)
-        if before is not None and before != (file.size_bytes, file.modified_ns):
+        beside = path.with_name(f".{path.name}.unfinished")
+        try:
+            with beside.open("wb") as file:
+                parquet.write_table(table, file, compression="zstd", write_page_checksum=True)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
             raise InputError(
-                f"{file.place} has changed since it was inspected; give --overwrite to inspect all "
-                "again"
-            )
-        return before is not None
+                f"expected to write {path}, got: {error}; make room and give the same command "
+                "again: it continues"
+            ) from None
 
 
-def _continued(out: Path, identity: dict[str, Any], overwrite: bool) -> _Done:
-    """What is there from before, read from complete parts.
+def _read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
+    """A part, with its checksums checked.
+
+    Raises:
+        EngineError: it is damaged.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        told = " ".join(str(error).split())
+        raise EngineError(
+            f"expected results in {path}, got: {told}; give the same command again"
+        ) from None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs out until this one ends, however it ends.
+
+    Raises:
+        InputError: another run writes there, or nobody can.
+    """
+    try:
+        (out / PARTS).mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK).open("wb")
+    except OSError as error:
+        raise InputError(
+            f"expected a folder to write to at {out}, got: {error}; give another --out"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run writes to {out}; wait for its end, or give another --out"
+            ) from None
+        yield
+
+
+def _check_identity(out: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    """Lets a run go on that has the same identity, and removes one if it may be replaced.
 
     Raises:
         InputError: the folder holds something else.
     """
-    from pyarrow import parquet
-
-    counts = dict.fromkeys(Verdict, 0)
-    plain = {verdict.value: 0 for verdict in counts}
+    parts = sorted((out / PARTS).glob("part-*.parquet"))
+    if overwrite:
+        for path in (*parts, out / RUN):
+            path.unlink(missing_ok=True)
+        return
     try:
-        (out / PARTS).mkdir(parents=True, exist_ok=True)
-        before = json.loads((out / RUN).read_bytes()) if (out / RUN).exists() else None
-        parts = sorted((out / PARTS).glob("part-*.parquet"))
-        if overwrite:
-            for path in (*parts, out / RUN):
-                path.unlink(missing_ok=True)
-            parts, before = [], None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"expected a folder to write to at {out}, got: {error}; give another --out"
-        ) from None
+        before = json.loads((out / RUN).read_bytes())
+    except FileNotFoundError:
+        before = None
+    except (OSError, ValueError):
+        before = {}
     if parts or before is not None:
         earlier = before.get("identity") if isinstance(before, dict) else None
         if earlier != json.loads(json.dumps(identity)):
             raise InputError(
                 f"{out} holds another run; give another --out, or --overwrite to replace it"
             )
-    facts: dict[str, tuple[int, int]] = {}
-    for path in parts:
-        table = parquet.read_table(path, columns=["name", "verdict", "size_bytes", "modified_ns"])
-        for row in table.to_pylist():
-            facts[row["name"]] = (row["size_bytes"], row["modified_ns"])
-            plain[row["verdict"]] += 1
-    if len(facts) != sum(plain.values()):
-        raise InputError(f"{out / PARTS} holds a frame twice; give another --out")
-    return _Done(facts, plain, len(parts))
 
 
 def _write_run(out: Path, identity: dict[str, Any], summary: RaySummary | None) -> None:
