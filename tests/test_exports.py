@@ -540,4 +540,5 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("form", [Form.CSV, Form.JSONL, Form.PARQUET])
 def test_memory_does_not_grow_with_100_000_rows(tmp_path: Path, form: Form) -> None:
-    _check_memory(tmp_path, form, 1500, 17_000, 40)
+    # SQLite fills its page cache of 64 MB first.
+    _check_memory(tmp_path, form, 1500, 17_000, 64 + 40)

@@ -277,12 +277,8 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        # The parser takes a lone - for an option; as a path it is standard input.
-        given = ["./-" if word == "-" else word for word in sys.argv[1:]]
-        if given and given[0] in LAZY and app[given[0]].default_command:
-            app[given[0]].help = None  # a command's own page is its docstring
         # Errors of parsing are ours to print: one line, exit code 2.
-        code = app(given, exit_on_error=False, print_error=False, help_on_error=False)
+        code = app(_words(), exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         text = " ".join(str(error).split())
         code = fail(f"{text} Try: steelsight --help", USAGE)
@@ -302,6 +298,15 @@ def main() -> None:
     if code == INTERRUPTED:
         fail("stopped; what was finished until then is complete", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _words() -> list[str]:
+    """What was given, for the parser."""
+    # The parser takes a lone - for an option; as a path it is standard input.
+    words = ["./-" if word == "-" else word for word in sys.argv[1:]]
+    if words and words[0] in LAZY and app[words[0]].default_command:
+        app[words[0]].help = None  # a command's own page is its docstring
+    return words
 
 
 def _classes(text: str) -> "tuple[ClassEntry, ...]":

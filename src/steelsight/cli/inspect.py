@@ -203,7 +203,7 @@ def inspect(
     found = sources.count()
     # Nothing to share with: all threads work on the one frame.
     workers = share_threads(threads, 1 if found == 1 else workers)[1]
-    if out is not None and engine == "auto":
+    if out is not None and engine == "auto" and not overwrite:
         engine = _engine_before(out) or engine
     with ExitStack() as stack:
         # They start while the model loads.

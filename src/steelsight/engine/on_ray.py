@@ -23,7 +23,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -41,7 +41,7 @@ from steelsight.engine.cascade import Inspector
 from steelsight.engine.choice import choose_engine
 from steelsight.engine.runtime import Engine, available_cores
 from steelsight.engine.sources import CONTAINER_SUFFIXES, Source, Sources, path_of, shown_name
-from steelsight.errors import DecodeError, EngineError, InputError, SteelsightError, escaped
+from steelsight.errors import DecodeError, EngineError, InputError, escaped
 from steelsight.imaging import DecodePolicy
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ FRAMES_PER_ROUND = 1_000_000
 """Names that the driver sends at once."""
 RETRIES = 3
 """After the death of its actor a batch is tried again as often, then each of its frames alone."""
+MOST_WITHOUT_ANSWER = 100
+"""Frames that may end their actors; with more of them it is the cluster that fails."""
 READERS = 8
 """Threads of an actor that fetch files from an address: each waits for the network."""
 FIRST_ACTOR_PATIENCE_S = 900
@@ -144,7 +146,6 @@ def inspect_on_ray(
     with _locked(out):
         identity = order.identity(inputs)
         _check_identity(out, identity, overwrite)
-        _write_run(out, identity, None)
         return _inspect(files, out, order, identity, settings, on_count)
 
 
@@ -156,10 +157,11 @@ def _inspect(
     settings: RaySettings,
     on_count: Callable[[int, int], None],
 ) -> RaySummary:
+    if next(files(), None) is None:
+        raise InputError(f"expected images in {', '.join(identity['inputs'])}, found no file")
+    _write_run(out, identity, None)
     parts = _Parts(out)
     kept, found = parts.keep(files())
-    if not found:
-        raise InputError(f"expected images in {', '.join(identity['inputs'])}, found no file")
     done = len(kept)
     on_count(done, found)
     rounds = _rounds(file for file in files() if file.name not in kept)
@@ -176,11 +178,11 @@ def _inspect(
                 # What is there is not done again.
                 parts.flush()
     # From the disk: what is told is what stays.
-    counts = Counter(facts[2] for facts in parts.read())
+    counts = parts.counts()
     summary = RaySummary(
         folder=str(out),
         found=found,
-        seen=sum(counts.values()),
+        seen=counts.total(),
         ok=counts[Verdict.OK],
         ng=counts[Verdict.NG],
         unknown=counts[Verdict.UNKNOWN],
@@ -361,7 +363,8 @@ class _Order:
             sha256=None,
             verdict=Verdict.UNKNOWN,
             reason=Reason.ENGINE_FAILED,
-            detail=f"expected an answer, the worker of Ray ended {RETRIES + 1} times on this frame",
+            detail="expected an answer, every worker of Ray that took this frame alone ended "
+            "without one; see to memory and Ray's logs",
             faulty_probability=None,
             class_probabilities={},
             defects=(),
@@ -537,6 +540,11 @@ def _results(
                 ticked[number] = 1
             yield table.drop_columns(["number"])
     left = [number for number in everything if not ticked[number]]
+    if len(left) > MOST_WITHOUT_ANSWER:
+        raise EngineError(
+            f"expected results from Ray, {len(left)} of {len(files)} frames have none: their "
+            "workers ended; see to the cluster and give the same command again: it continues"
+        )
     if left:
         rows = [
             _row({**asdict(files[number]), "number": number}, order.no_answer(files[number]))
@@ -589,7 +597,8 @@ def _mapped(
             min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
         ),
         num_cpus=settings.threads,
-        max_task_retries=RETRIES,
+        # Not as a keyword: Ray warns of those that it does not name.
+        ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
     )
     try:
         yield from frames.iter_batches(batch_format="pyarrow", batch_size=None)
@@ -602,10 +611,6 @@ def _mapped(
 
 
 # ------------------------------------------------------------------------------------------- parts
-
-
-_Facts = tuple[int, int, str]
-"""Bytes and time of a file when it was inspected, and the verdict."""
 
 
 class _Parts:
@@ -622,10 +627,32 @@ class _Parts:
     def keep(self, files: Iterable[_File]) -> tuple[set[str], int]:
         """Takes out what must be inspected again; returns names of the rest, and files in all.
 
-        That are results of files that changed or went, and those whose reason may have passed.
+        Out go results of files that changed or went, and those whose reason may have passed.
         """
-        import pyarrow.compute as pc
+        import pyarrow as pa
 
+        known = self._known()
+        kept = set()
+        found = 0
+        for file in files:
+            found += 1
+            if known.get(file.name) == (file.size_bytes, file.modified_ns):
+                kept.add(file.name)
+        for path in self._paths():
+            table = _read_table(path)
+            names, reasons = (table.column(key).to_pylist() for key in ("name", "reason"))
+            stays = [
+                name in kept and reason not in PASSING
+                for name, reason in zip(names, reasons, strict=True)
+            ]
+            if not any(stays):
+                path.unlink()
+            elif not all(stays):
+                self._write(path, table.filter(pa.array(stays)))
+        return kept, found
+
+    def _known(self) -> dict[str, tuple[int, int]]:
+        """Bytes and time of every file whose result counts; damaged parts are removed."""
         known: dict[str, tuple[int, int]] = {}
         for path in self._paths():
             try:
@@ -636,45 +663,26 @@ class _Parts:
             for row in table.to_pylist():
                 if row["reason"] not in PASSING:
                     known[row["name"]] = (row["size_bytes"], row["modified_ns"])
-        found = 0
-        kept = set()
-        for file in files:
-            found += 1
-            if file.name in known and known[file.name] == (file.size_bytes, file.modified_ns):
-                kept.add(file.name)
-        again = set(kept)
-        for path in self._paths():
-            table = _read_table(path)
-            stays = []
-            for name, reason in zip(
-                *(table.column(key).to_pylist() for key in ("name", "reason")), strict=True
-            ):
-                # Taken once only, should it ever be there twice.
-                stays.append(name in again and reason not in PASSING)
-                again.discard(name)
-            if not any(stays):
-                path.unlink()
-            elif not all(stays):
-                self._write(path, table.filter(pc.equal(stays, True)))
-        return kept, found
+        return known
 
-    def read(self) -> Iterator[_Facts]:
-        """Of every result on the disk.
+    def counts(self) -> Counter[str]:
+        """Verdicts on the disk.
 
         Raises:
             EngineError: a part cannot be read, or a frame is there twice.
         """
+        counts: Counter[str] = Counter()
         names: set[str] = set()
         for path in self._paths():
-            columns = ["size_bytes", "modified_ns", "verdict", "name"]
-            for row in _read_table(path, columns).to_pylist():
-                if row["name"] in names:
-                    raise EngineError(
-                        f"{path} holds {row['name']} a second time; give --overwrite to inspect "
-                        "all again"
-                    )
-                names.add(row["name"])
-                yield row["size_bytes"], row["modified_ns"], row["verdict"]
+            table = _read_table(path, ["name", "verdict"])
+            names.update(table.column("name").to_pylist())
+            counts.update(table.column("verdict").to_pylist())
+            if len(names) != counts.total():
+                raise EngineError(
+                    f"{path} holds a frame for the second time; give --overwrite to inspect all "
+                    "again"
+                )
+        return counts
 
     def add(self, table: "pa.Table") -> None:
         self._tables.append(table)
