@@ -7,6 +7,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # No test measures engines or writes the user's cache, unless it sets both aside (test_choice.py).
 os.environ["STEELSIGHT_ENGINE"] = "onnxruntime"
+# Set on build machines, seldom by users; it hides output that a process forgot to flush.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(scope="session")

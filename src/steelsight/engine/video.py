@@ -75,7 +75,8 @@ def frames(
     Raises:
         DecodeError: it is no video that can be read, or has no frame.
     """
-    command = command or (sys.executable or "python3", "-P", str(Path(__file__).resolve()))
+    # -u: OpenCV prints the decoder's complaints to C's standard output, which else is buffered.
+    command = command or (sys.executable or "python3", "-uP", str(Path(__file__).resolve()))
     with (
         tempfile.TemporaryFile() as printed,
         closing(_Child([*command, os.fspath(path), str(memory_limit_bytes)], printed)) as child,
