@@ -40,7 +40,7 @@ clean:
 $(BASE)/.installed: pyproject.toml requirements/constraints.txt $(shell find src -type f -not -name '*.pyc')
 	@echo "Setting up $(BASE) (about 20 s, once)"
 	@test -d $(BASE) || $(PYTHON) -m venv $(BASE)
-	@$(BASE)/bin/python $(PIP) .
+	@$(BASE)/bin/python $(PIP) '.[service]'
 	@touch $@
 
 $(DEV)/.installed: pyproject.toml requirements/constraints.txt

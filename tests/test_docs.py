@@ -99,8 +99,32 @@ def test_shell_examples(
         for made in request.getfixturevalue("stored"):
             copy = shutil.copytree if made.is_dir() else shutil.copy2
             copy(made, tmp_path / made.name)
+    if words[1] == "serve":
+        serve_for_a_moment(words[1:], tmp_path)
+        return
     done = run_command(words[1:], tmp_path)
     assert done.returncode == cli.DONE, done.stderr
+
+
+def serve_for_a_moment(words: list[str], folder: Path) -> None:
+    """Starts the documented service on a free port, waits until it serves, and ends it."""
+    (folder / "token.txt").write_text("a-secret-for-this-test")
+    (folder / "bundles").mkdir()
+    words = [word for word in words if word != "--open"]
+    command = [sys.executable, "-c", "from steelsight.cli import main; main()", *words]
+    with subprocess.Popen(
+        [*command, "--port", "0"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == cli.DONE, process.stderr.read()
+        assert first.startswith("Serving ")
 
 
 # ------------------------------------------------------------------------------- examples of labels

@@ -136,7 +136,7 @@ class StoredResults(Results):
         self, where: Filter = EVERYTHING, *, sort: Sort = Sort.RUN, limit: int | None = None
     ) -> Iterator[Whole]:
         """As ``inspections``, with defects and reviews; to be asked inside of ``one_state``."""
-        reviewed = self._one("SELECT EXISTS (SELECT 1 FROM reviews)", {})[0]
+        reviewed = self._one("SELECT EXISTS (SELECT 1 FROM reviews WHERE undone_ms IS NULL)", {})[0]
         for row in self.inspections(where, sort=sort, limit=limit):
             with self._errors():
                 inspection = read_inspection(self._connection, row.id, row.name)
@@ -187,6 +187,30 @@ def review_facts(review: ReviewRow) -> dict[str, Any]:
         "who": review.who,
         "when": utc(review.reviewed_ms),
         "note": review.note,
+        "labels": review.labels,
+    }
+
+
+def result_facts(
+    row: InspectionRow, types: Mapping[str, int], said: Iterable[ReviewRow]
+) -> dict[str, Any]:
+    """A result for JSON: its row, its types, and what people said about it."""
+    return {
+        "id": row.id,
+        "image": row.name,
+        "run": row.run,
+        "coil": row.coil,
+        "verdict": row.verdict.value,
+        "reason": row.reason.value if row.reason else None,
+        "faulty_probability": row.faulty_probability,
+        "defects": row.n_defects,
+        "defects_by_type": types,
+        "area_px": row.defect_area_px,
+        "model": row.model,
+        "decision": row.decision,
+        "engine": row.engine,
+        "inspected": utc(row.inspected_ms),
+        "reviews": [review_facts(one) for one in said],
     }
 
 

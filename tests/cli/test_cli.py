@@ -78,6 +78,7 @@ COMMANDS = [
     "replay",
     "results",
     "review",
+    "serve",
     "train",
 ]
 

@@ -195,7 +195,11 @@ def child(code: str) -> list[str]:
     ("code", "reason", "words"),
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", Reason.DECODER_CRASHED, "code -11"),
-        ("print('no luck', file=sys.stderr); os._exit(3)", Reason.DECODER_CRASHED, "code 3 .*no luck"),
+        (
+            "print('no luck', file=sys.stderr); os._exit(3)",
+            Reason.DECODER_CRASHED,
+            "code 3 .*no luck",
+        ),
         ("os._exit(112)", Reason.DECODER_MEMORY, "memory"),
         ("time.sleep(60)", Reason.DECODER_HUNG, "in time"),
         ("os.close(1); time.sleep(60)", Reason.DECODER_CRASHED, "broken answer"),

@@ -65,6 +65,7 @@ LAZY = {
     ),
     "review": ("results:review", "Write a person's verdict beside the model's."),
     "replay": ("results:replay", "Derive a stored verdict again, and compare it bit for bit."),
+    "serve": ("serve:serve", "Serve an HTTP interface for machines and a page for people."),
     "data": (
         "data:data_app",
         "Data sets: convert labels, check, explore, split; draw a synthetic one.",

@@ -340,13 +340,14 @@ def _only(what: str, where: "Filter", since: str | None, sort: str | None, to: P
 def _print_results(
     store: "StoredResults", where: "Filter", sort: str | None, limit: int | None, json: bool
 ) -> int:
+    from steelsight.exports import result_facts
     from steelsight.store.queries import Sort
 
     order = Sort(sort) if sort else Sort.RUN if json else Sort.NEWEST
     if json:
         shown = 0
         for row in store.inspections(where, sort=order, limit=limit):
-            _print_line(_facts(row, store.types_on(row.id), store.said(row.id)))
+            _print_line(result_facts(row, store.types_on(row.id), store.said(row.id)))
             shown += 1
         _tell_rest(_sums(shown, "results", _by_verdict(store, where)))
         return DONE
@@ -368,30 +369,6 @@ def _by_verdict(store: "StoredResults", where: "Filter") -> dict[str, int]:
 
 def _setup(row: "InspectionRow") -> str:
     return f"{row.model}, decision {row.decision}, {row.engine}"
-
-
-def _facts(
-    row: "InspectionRow", types: Mapping[str, int], said: Iterable["ReviewRow"]
-) -> dict[str, Any]:
-    from steelsight.exports import review_facts, utc
-
-    return {
-        "id": row.id,
-        "image": row.name,
-        "run": row.run,
-        "coil": row.coil,
-        "verdict": row.verdict.value,
-        "reason": row.reason.value if row.reason else None,
-        "faulty_probability": row.faulty_probability,
-        "defects": row.n_defects,
-        "defects_by_type": types,
-        "area_px": row.defect_area_px,
-        "model": row.model,
-        "decision": row.decision,
-        "engine": row.engine,
-        "inspected": utc(row.inspected_ms),
-        "reviews": [review_facts(one) for one in said],
-    }
 
 
 def _cells(

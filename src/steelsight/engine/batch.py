@@ -182,6 +182,32 @@ class Record:
         )
 
 
+def run_of(
+    inspector: Inspector,
+    identity: Mapping[str, Any],
+    *,
+    command: str,
+    source: str,
+    mm_per_px: float | None = None,
+) -> Run:
+    """What a store notes of a run; arguments as in ``recording``."""
+    bundle = inspector.bundle
+    return Run(
+        key=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        command=command,
+        source=source,
+        model_id=bundle.id,
+        model_sha256=bundle.sha256,
+        manifest=(bundle.folder / MANIFEST).read_text(encoding="utf-8"),
+        bundle_folder=str(bundle.folder.resolve()),
+        decision_sha256=bundle.decision.sha256,
+        decision=bundle.decision.text,
+        engine=inspector.engine,
+        settings=Keys(inspector).settings,
+        mm_per_px=mm_per_px,
+    )
+
+
 @contextmanager
 def recording(
     path: Path,
@@ -209,21 +235,7 @@ def recording(
     Raises:
         StoreError: a store cannot be opened.
     """
-    bundle = inspector.bundle
-    run = Run(
-        key=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        command=command,
-        source=source,
-        model_id=bundle.id,
-        model_sha256=bundle.sha256,
-        manifest=(bundle.folder / MANIFEST).read_text(encoding="utf-8"),
-        bundle_folder=str(bundle.folder.resolve()),
-        decision_sha256=bundle.decision.sha256,
-        decision=bundle.decision.text,
-        engine=inspector.engine,
-        settings=Keys(inspector).settings,
-        mm_per_px=mm_per_px,
-    )
+    run = run_of(inspector, identity, command=command, source=source, mm_per_px=mm_per_px)
     with ExitStack() as stack:
         known = [stack.enter_context(Results(other)) for other in others]
         store = stack.enter_context(Store(path))

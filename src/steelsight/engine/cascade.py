@@ -361,7 +361,7 @@ class Inspector:
         frame = taken.frame
         if frame is None:
             refusal = taken.refusal or DecodeError(Reason.DECODE_FAILED, "no frame was decoded")
-            return self._unknown(taken, refusal.reason, str(refusal))
+            return self.unknown(taken, refusal.reason, str(refusal))
         milliseconds = {**taken.milliseconds, "gate": 0.0, "segment": 0.0}
         decision = self.bundle.decision
         try:
@@ -371,11 +371,11 @@ class Inspector:
             judgement = decide(faulty_probability, *evidence[1:], decision)
             milliseconds["decide"] = _ms_since(started)
         except EngineError as error:
-            return self._unknown(taken, Reason.ENGINE_FAILED, str(error))
+            return self.unknown(taken, Reason.ENGINE_FAILED, str(error))
         except Exception as error:  # out of memory, a bundle that contradicts itself, ...
             # One frame must not end a run, and must not be lost.
             detail = f"expected an answer, got {type(error).__name__}: {error}"
-            return self._unknown(taken, Reason.ENGINE_FAILED, detail)
+            return self.unknown(taken, Reason.ENGINE_FAILED, detail)
         return Inspection(
             image=taken.image,
             sha256=taken.sha256,
@@ -475,9 +475,10 @@ class Inspector:
             f"{late.waited_s * 1e3:.0f} ms the work {work}; allow more time, or give it less to do "
             "(fewer frames a second, a faster engine, more threads)"
         )
-        return self._unknown(TakenIn(_shown(*late.item)), Reason.TIMEOUT, detail)
+        return self.unknown(TakenIn(_shown(*late.item)), Reason.TIMEOUT, detail)
 
-    def _unknown(self, taken: TakenIn, reason: Reason, detail: str) -> Inspection:
+    def unknown(self, taken: TakenIn, reason: Reason, detail: str) -> Inspection:
+        """The result of a frame about which nothing can be said."""
         frame = taken.frame
         return Inspection(
             image=taken.image,

@@ -6,6 +6,7 @@ Rows are streamed; while they are, they show the store as it was when they were 
 log grows: nobody should stop in the middle of a list for long.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,8 @@ class ReviewRow(NamedTuple):
     who: str
     reviewed_ms: int
     note: str
+    labels: dict[str, str] | None
+    """RLE by type; ``None`` if the person said nothing of regions."""
 
     @property
     def overruled(self) -> bool:
@@ -340,7 +343,7 @@ class Results:
         return list(map(_run_row, self._rows(_RUNS, {"run": run})))
 
     def reviews(self) -> Iterator[ReviewRow]:
-        """All that people said, in its order."""
+        """All that people said and did not take back, in its order."""
         return self._reviews("1", {})
 
     def inspection(self, inspection_id: int) -> Complete:
@@ -487,10 +490,10 @@ _LAST_RUN = (
     "AND later.run > s.run AND later.name = s.name)"
 )
 
-_LAST_REVIEW = "(SELECT max(id) FROM reviews WHERE inspection = i.id)"
+_LAST_REVIEW = "(SELECT max(id) FROM reviews WHERE inspection = i.id AND undone_ms IS NULL)"
 
 _OVERRULED = f"""
-i.id IN (SELECT inspection FROM reviews)
+i.id IN (SELECT inspection FROM reviews WHERE undone_ms IS NULL)
 AND i.verdict <> (SELECT verdict FROM reviews WHERE id = {_LAST_REVIEW})
 """  # noqa: S608
 
@@ -570,9 +573,9 @@ WHERE :run IS NULL OR r.id = :run ORDER BY r.id
 _REVIEWS = """
 SELECT v.id, i.id,
   (SELECT name FROM sightings s WHERE s.inspection = i.id ORDER BY s.run DESC, s.id DESC LIMIT 1),
-  i.verdict, v.verdict, v.who, v.reviewed_ms, v.note
+  i.verdict, v.verdict, v.who, v.reviewed_ms, v.note, v.labels
 FROM reviews v JOIN inspections i ON i.id = v.inspection
-WHERE {where} ORDER BY v.id
+WHERE v.undone_ms IS NULL AND {where} ORDER BY v.id
 """
 
 _COMPLETE = """
@@ -663,7 +666,7 @@ def _run_row(row: tuple[Any, ...]) -> RunRow:
 
 
 def _review_row(row: tuple[Any, ...]) -> ReviewRow:
-    id_, inspection, name, machine, verdict, who, reviewed_ms, note = row
+    id_, inspection, name, machine, verdict, who, reviewed_ms, note, labels = row
     return ReviewRow(
         id=id_,
         inspection=inspection,
@@ -673,6 +676,7 @@ def _review_row(row: tuple[Any, ...]) -> ReviewRow:
         who=shown(who),
         reviewed_ms=reviewed_ms,
         note=shown(note),
+        labels=None if labels is None else json.loads(labels),
     )
 
 

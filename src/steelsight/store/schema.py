@@ -76,6 +76,7 @@ CREATE TABLE inspections (
   class_probabilities TEXT NOT NULL,      -- JSON object, in the order of the types
   notes TEXT NOT NULL,                    -- JSON array
   detail ANY,
+  brightness REAL, contrast REAL,         -- mean and standard deviation of grey levels, 0 to 255
   decode_ms REAL, gate_ms REAL, segment_ms REAL, decide_ms REAL
 ) STRICT;
 CREATE TABLE defects (
@@ -107,7 +108,9 @@ CREATE TABLE reviews (
   who ANY NOT NULL,
   reviewed_ms INTEGER NOT NULL,
   verdict TEXT NOT NULL CHECK (verdict IN ('OK', 'NG', 'UNKNOWN')),
-  note ANY NOT NULL
+  note ANY NOT NULL,
+  labels TEXT,                            -- JSON object, RLE by type; NULL: nothing said of regions
+  undone_ms INTEGER                       -- when the same person took it back
 ) STRICT;
 CREATE INDEX inspections_by_time
   ON inspections (inspected_ms, verdict, n_defects, defect_area_px, frame);

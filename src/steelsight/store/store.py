@@ -5,12 +5,13 @@ the disk once, and is there as a whole or not at all. Read ``Store._write`` from
 """
 
 import fcntl
+import json
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Self
 import apsw
 
 from steelsight.defects import Inspection, Verdict
-from steelsight.errors import StoreError
+from steelsight.errors import StoreError, escaped
 from steelsight.store.rows import (
     DEFECT_COLUMNS,
     INSPECTION_COLUMNS,
@@ -209,6 +210,7 @@ class Store:
         inspection: Inspection,
         key: bytes | None,
         coil: str | None = None,
+        light: tuple[float, float] | None = None,
     ) -> "Future[int]":
         """Adds a result; from any thread.
 
@@ -224,6 +226,7 @@ class Store:
             key: 32 bytes that say what was inspected by what; ``None`` if it must be inspected
                 again next time.
             coil: what the frame is a part of.
+            light: mean and standard deviation of its grey levels, 0 to 255, where they are wanted.
 
         Returns:
             The id of the inspection, when it is on the disk; or a ``StoreError``. Its callbacks
@@ -244,7 +247,7 @@ class Store:
         sighting = _sighting(run, position, inspection.image, origin, coil)
 
         def work() -> int:
-            inspection_id = self._add_inspection(begun, rows, key)
+            inspection_id = self._add_inspection(begun, rows, key, light)
             self._add_sighting(sighting, inspection_id)
             return inspection_id
 
@@ -293,22 +296,60 @@ class Store:
 
         self._now(work)
 
-    def review(self, inspection_id: int, verdict: Verdict, who: str, note: str = "") -> int:
+    def review(
+        self,
+        inspection_id: int,
+        verdict: Verdict,
+        who: str,
+        note: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
         """Writes a person's verdict beside the stored one; returns its id when it is on the disk.
+
+        Args:
+            inspection_id: from ``add``.
+            verdict: of the person.
+            who: their name.
+            note: what else they say.
+            labels: all defects of the frame as the person sees them, RLE by type; ``None`` if they
+                said nothing of regions.
 
         Raises:
             StoreError: there is no such inspection, or it could not be written.
         """
-        values = (stored(who), self._clock_ms(), Verdict(verdict).value, stored(note))
+        regions = None if labels is None else json.dumps(dict(labels))
+        values = (stored(who), self._clock_ms(), Verdict(verdict).value, stored(note), regions)
 
         def work() -> int:
             self._must_be_there(inspection_id)
             self._writer.execute(
-                "INSERT INTO reviews (inspection, who, reviewed_ms, verdict, note) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO reviews (inspection, who, reviewed_ms, verdict, note, labels) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 (inspection_id, *values),
             )
             return self._writer.last_insert_rowid()
+
+        return self._now(work)
+
+    def undo_review(self, review_id: int, who: str) -> int:
+        """Takes a verdict back; its row stays, with the time. Returns the inspection it was of.
+
+        Raises:
+            StoreError: this person has no such verdict that stands, or it could not be written.
+        """
+        values = (self._clock_ms(), review_id, stored(who))
+
+        def work() -> int:
+            found = self._writer.execute(
+                "UPDATE reviews SET undone_ms = ? WHERE id = ? AND who = ? AND undone_ms IS NULL "
+                "RETURNING inspection",
+                values,
+            ).get
+            if found is None:
+                raise StoreError(
+                    f"expected a verdict of {escaped(who)} that stands, number {review_id} is none"
+                )
+            return int(found)
 
         return self._now(work)
 
@@ -496,7 +537,13 @@ class Store:
         )
         return int(found.get)
 
-    def _add_inspection(self, begun: _Begun, rows: InspectionRows, key: bytes | None) -> int:
+    def _add_inspection(
+        self,
+        begun: _Begun,
+        rows: InspectionRows,
+        key: bytes | None,
+        light: tuple[float, float] | None,
+    ) -> int:
         connection = self._writer
         sha256 = rows.frame_sha256
         frame = None if sha256 is None else self._id_of("frames", "sha256", sha256)
@@ -509,6 +556,7 @@ class Store:
                 begun.decision,
                 self._setup(begun, rows.engine),
                 self._clock_ms(),
+                *(light or (None, None)),
                 *rows.values,
             ),
         ).get
@@ -562,7 +610,8 @@ class Store:
 
 _INSERT_INSPECTION = (
     f"INSERT INTO inspections (key, frame, model, decision, setup, inspected_ms, "  # noqa: S608
-    f"{INSPECTION_COLUMNS}) VALUES (?{', ?' * (6 + INSPECTION_COLUMNS.count(','))}) "
+    f"brightness, contrast, {INSPECTION_COLUMNS}) "
+    f"VALUES (?{', ?' * (8 + INSPECTION_COLUMNS.count(','))}) "
     "ON CONFLICT (key) DO NOTHING RETURNING id"
 )
 _INSERT_DEFECT = (

@@ -1,0 +1,1 @@
+"""``steelsight serve``: an HTTP interface for machines and a page for people, in one process."""
