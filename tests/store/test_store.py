@@ -17,7 +17,7 @@ from steelsight.defects import Defect, Inspection, Reason, Verdict
 from steelsight.errors import StoreError
 from steelsight.store import store as store_module
 from steelsight.store.queries import Results
-from steelsight.store.store import Store
+from steelsight.store.store import NoSuchReviewError, Store
 
 LONG_MS = 3_600_000
 
@@ -225,6 +225,29 @@ class TestKeysAndNames:
             assert results.inspection(first).run is None
             assert results.inspection(first).origin is None
             assert [row.name for row in results.reviews()] == [None]
+
+    def test_a_verdict_that_was_taken_back_stands_no_more(self, store, run):
+        id_ = store.add(store.begin(run), 0, "/a", result(3), None).result()
+        first = store.review(id_, Verdict.NG, "Ada", labels={"2": "1 3"})
+        second = store.review(id_, Verdict.OK, "Ada")
+        with pytest.raises(NoSuchReviewError, match="Bob"):
+            store.undo_review(second, "Bob")
+        assert store.undo_review(second, "Ada") == id_
+        with pytest.raises(NoSuchReviewError):
+            store.undo_review(second, "Ada")
+        with Results(store.path) as results:
+            assert [(row.id, row.labels) for row in results.reviews()] == [(first, {"2": "1 3"})]
+            (row,) = results.inspections()
+            assert (row.overruled_verdict is Verdict.NG) == (row.verdict is not Verdict.NG)
+        assert len(rows(store.path, "SELECT id FROM reviews WHERE undone_ms > 0")) == 1
+
+    def test_light_and_what_was_kept_are_stored(self, store, run):
+        run_id = store.begin(run)
+        store.add(run_id, 0, "/a", result(3), None, light=(61.5, 12.25), kept=True).result()
+        store.add(run_id, 1, "/b", result(4), None).result()
+        light = rows(store.path, "SELECT brightness, contrast FROM inspections ORDER BY id")
+        assert light == [(61.5, 12.25), (None, None)]
+        assert rows(store.path, "SELECT kept FROM sightings ORDER BY id") == [(1,), (None,)]
 
     def test_equal_content_under_two_names_is_one_inspection(self, store, run):
         run_id = store.begin(run)

@@ -30,6 +30,9 @@ OPEN_PATHS = ("/v2/health/live", LOGIN)
 """Without a token: whoever restarts services must reach the first."""
 OPEN_FOLDER = "/static/"
 COOKIE = "steelsight"
+MOST_BODY_BYTES = {"/v1/inspect": 80 << 20, "/v1/inspect/batch": (1 << 30) + (1 << 20)}
+OTHER_BODY_BYTES = 16 << 20
+"""Of a request, by its path; inference requests have the limit of a frame."""
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20
 """For what is still being sent when the answer is an error."""
 
@@ -80,7 +83,9 @@ class Guard:
         request_id = token_hex(6)
         scope.setdefault("state", {})["request_id"] = request_id
         status, answered = 0, False
-        body = _Body(receive)
+        is_inference = scope["path"].startswith("/v2/")
+        path = "/v1/inspect" if is_inference else scope["path"]
+        body = _Body(receive, MOST_BODY_BYTES.get(path, OTHER_BODY_BYTES))
 
         async def noted(message: Message) -> None:
             nonlocal status, answered
@@ -165,11 +170,15 @@ def failed(request_id: str) -> HttpError:
 class _Body:
     """Of a request; knows whether all of it came."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, most: int) -> None:
         self._receive, self._ended = receive, False
+        self._left = most
 
     async def receive(self) -> Message:
         message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HttpError(413, "too-large", "expected a smaller body; send less at once")
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 

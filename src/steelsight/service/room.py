@@ -363,7 +363,7 @@ class Room:
         light: tuple[float, float] | None = None,
     ) -> None:
         """Gives a result to the store, and answers when it is on the disk."""
-        origin = self._keep_frame(job, inspection)
+        origin, kept = self._keep_frame(job, inspection)
         with self._changed:
             number, model.frames = model.frames, model.frames + 1
         # Senders may use a name twice; nothing may take the place of another frame.
@@ -371,9 +371,13 @@ class Room:
         position = number if job.position is None else job.position
         if known_as is None:
             stored = replace(inspection, image=unique)
-            ticket = self._store.add(model.run, position, origin, stored, key, job.coil, light)
+            ticket = self._store.add(
+                model.run, position, origin, stored, key, job.coil, light, kept
+            )
         else:
-            ticket = self._store.add_known(model.run, position, origin, unique, known_as, job.coil)
+            ticket = self._store.add_known(
+                model.run, position, origin, unique, known_as, job.coil, kept
+            )
 
         def on_disk(ticket: "Future[int]") -> None:
             error = ticket.exception()
@@ -392,8 +396,8 @@ class Room:
 
         ticket.add_done_callback(on_disk)
 
-    def _keep_frame(self, job: Job, inspection: Inspection) -> str:
-        """Where the frame is, or would be if it were kept."""
+    def _keep_frame(self, job: Job, inspection: Inspection) -> tuple[str, bool]:
+        """Where the frame is, or would be if it were kept; whether it is."""
         sha256 = inspection.sha256 or hashlib.sha256(job.image).hexdigest()
         suffix = Path(job.name).suffix.lower()
         suffix = suffix if suffix[1:].isalnum() and len(suffix) <= 5 else ""
@@ -415,18 +419,22 @@ class Room:
                     f"expected to keep the frame in {path.parent}, got: {error}; make room, or "
                     "start with --keep none"
                 ) from None
-        return str(path)
+        return str(path), kept
 
     def kept(self, origin: str | None) -> bytes | None:
         """The bytes of a frame that was kept; ``None`` if it was not, or was removed."""
-        path = Path(origin or "")
-        # A store can hold runs of other programs: only what the service kept is told.
-        if self._frames.resolve() not in path.resolve().parents:
-            return None
+        path = self.kept_at(origin)
         try:
-            return path.read_bytes()
+            return None if path is None else path.read_bytes()
         except OSError:
             return None
+
+    def kept_at(self, origin: str | None) -> Path | None:
+        """Its file."""
+        path = Path(origin or "")
+        # A store can hold runs of other programs: only what the service kept is told.
+        inside = self._frames.resolve() in path.resolve().parents
+        return path if inside and path.is_file() else None
 
     # ---------------------------------------------------------------------------------- models
 

@@ -100,6 +100,7 @@ CREATE TABLE sightings (                  -- a line of results.jsonl
   origin ANY NOT NULL,                    -- where the bytes can be read again
   inspection INTEGER NOT NULL REFERENCES inspections,
   coil INTEGER REFERENCES coils,
+  kept INTEGER,                           -- 1: origin is a copy that was made for people; else NULL
   UNIQUE (run, name)
 ) STRICT;
 CREATE TABLE reviews (
@@ -119,6 +120,7 @@ CREATE INDEX defects_by_edge ON defects (class_id, edge_px / 64, inspection, edg
 CREATE INDEX sightings_by_inspection ON sightings (inspection, run, coil);
 CREATE INDEX sightings_by_position ON sightings (run, position);
 CREATE INDEX sightings_by_coil ON sightings (coil, inspection);
+CREATE INDEX sightings_kept ON sightings (inspection) WHERE kept = 1;
 CREATE INDEX reviews_by_inspection ON reviews (inspection);
 """
 

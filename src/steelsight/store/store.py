@@ -90,9 +90,14 @@ class _Sighting:
     name: str | bytes
     origin: str | bytes
     coil: str | bytes | None
+    kept: int | None
 
 
 _Work = Callable[[], int]
+
+
+class NoSuchReviewError(StoreError):
+    """This person has no such verdict that stands; nothing was written."""
 
 
 class Store:
@@ -211,6 +216,7 @@ class Store:
         key: bytes | None,
         coil: str | None = None,
         light: tuple[float, float] | None = None,
+        kept: bool = False,
     ) -> "Future[int]":
         """Adds a result; from any thread.
 
@@ -227,6 +233,7 @@ class Store:
                 again next time.
             coil: what the frame is a part of.
             light: mean and standard deviation of its grey levels, 0 to 255, where they are wanted.
+            kept: ``origin`` is a copy that was made for people to look at.
 
         Returns:
             The id of the inspection, when it is on the disk; or a ``StoreError``. Its callbacks
@@ -244,7 +251,7 @@ class Store:
                 f"{facts.decision_sha256[:8]}, got {inspection.model} and {inspection.decision}"
             )
         rows = rows_of(inspection)
-        sighting = _sighting(run, position, inspection.image, origin, coil)
+        sighting = _sighting(run, position, inspection.image, origin, coil, kept)
 
         def work() -> int:
             inspection_id = self._add_inspection(begun, rows, key, light)
@@ -261,6 +268,7 @@ class Store:
         name: str,
         inspection_id: int,
         coil: str | None = None,
+        kept: bool = False,
     ) -> "Future[int]":
         """Adds a frame whose inspection is there already; arguments as in ``add``.
 
@@ -268,7 +276,7 @@ class Store:
             ValueError: the run was not begun here.
         """
         self._begun_run(run)
-        sighting = _sighting(run, position, name, origin, coil)
+        sighting = _sighting(run, position, name, origin, coil, kept)
 
         def work() -> int:
             self._must_be_there(inspection_id)
@@ -335,7 +343,8 @@ class Store:
         """Takes a verdict back; its row stays, with the time. Returns the inspection it was of.
 
         Raises:
-            StoreError: this person has no such verdict that stands, or it could not be written.
+            NoSuchReviewError: this person has no such verdict that stands.
+            StoreError: it could not be written.
         """
         values = (self._clock_ms(), review_id, stored(who))
 
@@ -346,7 +355,7 @@ class Store:
                 values,
             ).get
             if found is None:
-                raise StoreError(
+                raise NoSuchReviewError(
                     f"expected a verdict of {escaped(who)} that stands, number {review_id} is none"
                 )
             return int(found)
@@ -574,10 +583,10 @@ class Store:
         connection = self._writer
         coil = None if sighting.coil is None else self._coil(sighting.coil)
         by_name = (sighting.run, sighting.name)
-        values = (sighting.position, sighting.origin, inspection_id, coil)
+        values = (sighting.position, sighting.origin, inspection_id, coil, sighting.kept)
         made = connection.execute(
-            "INSERT INTO sightings (run, name, position, origin, inspection, coil) "
-            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (run, name) DO NOTHING RETURNING id",
+            "INSERT INTO sightings (run, name, position, origin, inspection, coil, kept) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, name) DO NOTHING RETURNING id",
             (*by_name, *values),
         )
         if made.get is not None:
@@ -586,7 +595,7 @@ class Store:
             "SELECT inspection FROM sightings WHERE run = ? AND name = ?", by_name
         ).get
         connection.execute(
-            "UPDATE sightings SET position = ?, origin = ?, inspection = ?, coil = ? "
+            "UPDATE sightings SET position = ?, origin = ?, inspection = ?, coil = ?, kept = ? "
             "WHERE run = ? AND name = ?",
             (*values, *by_name),
         )
@@ -625,9 +634,16 @@ DELETE FROM inspections WHERE id = ?1 AND key IS NULL
 """
 
 
-def _sighting(run: int, position: int, name: str, origin: str, coil: str | None) -> _Sighting:
+def _sighting(
+    run: int, position: int, name: str, origin: str, coil: str | None, kept: bool
+) -> _Sighting:
     return _Sighting(
-        run, position, stored(name), stored(origin), None if coil is None else stored(coil)
+        run,
+        position,
+        stored(name),
+        stored(origin),
+        None if coil is None else stored(coil),
+        1 if kept else None,
     )
 
 
