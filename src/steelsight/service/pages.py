@@ -19,7 +19,7 @@ from steelsight import __version__
 from steelsight.service.api import read_body
 from steelsight.service.guard import COOKIE, LOGIN, HttpError, is_same, pass_of
 
-PAGES = {"/": ("inspect", "Inspect")}
+PAGES = {"/": ("inspect", "Inspect"), "/review": ("review", "Review")}
 """Template and title by path, in the order of the menu."""
 
 CONTENT_SECURITY_POLICY = (
