@@ -5,7 +5,7 @@ DEV = .venv-dev
 PARALLEL = --numprocesses 2 --dist worksteal
 PIP = -m pip --disable-pip-version-check --quiet install --constraint requirements/constraints.txt
 
-.PHONY: demo test check format soak figures train-small clean
+.PHONY: demo test check format soak figures train-small wheelhouse clean
 
 demo: $(BASE)/.installed ## draw a coil, inspect it, write demo/report.html
 	$(BASE)/bin/steelsight demo
@@ -33,6 +33,16 @@ figures: $(DEV)/.installed ## figures of the shipped bundle on the real frames i
 train-small: $(DEV)/.installed ## a small network on the real frames in ../shared, from random weights
 	$(DEV)/bin/steelsight train ../shared/data/severstal --start random --plan small --out out/train-small \
 		--terms 'research use; the frames belong to PAO Severstal'
+
+EXTRAS = service
+wheelhouse: ## wheels of the service and all it needs, for machines without internet: dist/wheelhouse
+	rm -rf dist/wheelhouse
+	mkdir -p dist/wheelhouse
+	$(PYTHON) -m pip --disable-pip-version-check --quiet wheel --wheel-dir dist/wheelhouse \
+		--constraint requirements/constraints.txt '.[$(EXTRAS)]'
+	cd dist/wheelhouse && sha256sum *.whl > SHA256SUMS
+	@echo "Take dist/wheelhouse along, then there:  cd wheelhouse && sha256sum --check --quiet SHA256SUMS"
+	@echo "  python3 -m pip install --no-index --find-links . 'steelsight[$(EXTRAS)]'"
 
 clean:
 	rm -rf $(BASE) $(DEV) dist

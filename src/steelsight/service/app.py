@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 
 from steelsight import __version__
 from steelsight.errors import InputError, StoreError
-from steelsight.service import api, open_inference, pages, review
+from steelsight.service import api, open_inference, pages, review, watch
 from steelsight.service.guard import Guard, HttpError, error_facts, failed, phrase
 from steelsight.service.metrics import Metrics
 from steelsight.service.room import Room
@@ -51,6 +51,7 @@ def create_app(room: Room, metrics: Metrics, token: str | None = None) -> Guard:
         api.router(room, partial(metrics.text, room), may_activate=token is not None)
     )
     app.include_router(review.router(room))
+    app.include_router(watch.router(room))
     app.include_router(open_inference.router(room))
     app.include_router(pages.router(token))
 

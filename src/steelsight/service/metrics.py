@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from steelsight.defects import Inspection, Verdict
 from steelsight.service.room import Room
+from steelsight.service.watch import drift_figures
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -50,6 +51,18 @@ class Metrics:
         self._places = Gauge(
             "steelsight_queue_places", "Frames that may wait.", registry=self._registry
         )
+        self._drift = Gauge(
+            "steelsight_drift_distance",
+            "Kolmogorov-Smirnov distance of the last frames from the reference.",
+            ["figure"],
+            registry=self._registry,
+        )
+        self._drift_alarm = Gauge(
+            "steelsight_drift_alarm",
+            "1: the last frames are unlike the reference.",
+            ["figure"],
+            registry=self._registry,
+        )
         self._shadow = Gauge(
             "steelsight_shadow_frames",
             "Frames that the shadow model judged, by both verdicts.",
@@ -84,4 +97,7 @@ class Metrics:
         for verdicts, frames in list(room.shadow_counts.items()):
             active, _, shadow = verdicts.partition(" ")
             self._shadow.labels(active, shadow).set(frames)
+        for figure, distance, alarm in drift_figures(room):
+            self._drift.labels(figure).set(distance)
+            self._drift_alarm.labels(figure).set(alarm)
         return generate_latest(self._registry)

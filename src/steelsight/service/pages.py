@@ -19,7 +19,11 @@ from steelsight import __version__
 from steelsight.service.api import read_body
 from steelsight.service.guard import COOKIE, LOGIN, HttpError, is_same, pass_of
 
-PAGES = {"/": ("inspect", "Inspect"), "/review": ("review", "Review")}
+PAGES = {
+    "/": ("inspect", "Inspect"),
+    "/review": ("review", "Review"),
+    "/watch": ("watch", "Watch"),
+}
 """Template and title by path, in the order of the menu."""
 
 CONTENT_SECURITY_POLICY = (
