@@ -26,7 +26,8 @@ RUN --mount=type=bind,from=wheelhouse,source=/wheelhouse,target=/wheelhouse \
     python -m pip --disable-pip-version-check --no-cache-dir install --no-index \
       --find-links /wheelhouse 'steelsight[service]'
 
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# ONNX Runtime would write down an id of this machine, and send it and figures to Microsoft.
+ENV ORT_DISABLE_TELEMETRY=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10765:10765
 WORKDIR /data
 VOLUME /data

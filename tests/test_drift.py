@@ -100,7 +100,7 @@ def test_a_darker_lamp_is_found_within_a_window():
     assert 300 < first <= 380
     assert all(alarms[-10:])
     told = drift_of("brightness", light, kept, 748, 3).words
-    assert "Mean brightness of the last 200 frames is 7" in told
+    assert "Median brightness of the last 200 frames is 7" in told
     assert "lamp" in told
 
 

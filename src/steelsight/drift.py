@@ -161,10 +161,14 @@ class Drift:
 
 
 ADVICE = {
-    "brightness": ("Mean brightness", "grey levels", "look at lamp, exposure and lens"),
-    "contrast": ("Mean contrast", "grey levels", "look at focus, dirt on the lens, and the lamp"),
+    "brightness": ("Median brightness", " grey levels", "look at lamp, exposure and lens"),
+    "contrast": (
+        "Median contrast",
+        " grey levels",
+        "look at focus, dirt on the lens, and the lamp",
+    ),
     "score": (
-        "Mean score of clear frames",
+        "Median score of clear frames",
         "",
         "the steel or the camera is unlike what the model has learned; review some frames",
     ),
@@ -203,10 +207,11 @@ def drift_of(
     effective = effective_count(window)
     p = _p_value(distance, effective * reference_frames / (effective + reference_frames))
     alarm = p < ALPHA / figures and distance >= LEAST_DISTANCE
-    low, high = np.interp((0.025, 0.975), np.linspace(0, 1, len(reference)), reference)
+    levels = np.linspace(0, 1, len(reference))
+    low, usual, high = np.interp((0.025, 0.5, 0.975), levels, reference)
     told = (
-        f"{name} of the last {n} frames is {window.mean():.3g} {unit}".rstrip()
-        + f"; in the reference 95 % of frames lie between {low:.3g} and {high:.3g}"
+        f"{name} of the last {n} frames is {np.median(window):.3g}{unit}, in the reference "
+        f"{usual:.3g} (95 % of frames lie between {low:.3g} and {high:.3g})"
     )
     return Drift(figure, n, distance, p, alarm, f"{told}: {advice}." if alarm else f"{told}.")
 

@@ -14,6 +14,7 @@ from threading import Thread
 import httpx
 import pytest
 
+from steelsight.bundle import DEFAULT_BUNDLE
 from steelsight.errors import InputError
 from steelsight.exports import StoredResults
 from steelsight.service import app as module
@@ -88,6 +89,22 @@ def test_a_browser_gives_the_token_once(guarded):
         changed = browser.post("/v1/models/activate", json={"name": "none"})
         assert changed.status_code == 404  # it may, but there is none
         assert browser.post("/login", content=b"x" * 5000).status_code == 413
+
+
+def test_the_default_comes_with_the_decision_it_was_started_with(serving, tmp_path):
+    text = (DEFAULT_BUNDLE / "decision.toml").read_text()
+    (tmp_path / "own.toml").write_text(text.replace("clear_below = 0.15148", "clear_below = 0.1"))
+    (tmp_path / "token").write_text(TOKEN)
+    options = ["--token-file", str(tmp_path / "token"), "--threads", "1"]
+    options += ["--decision", str(tmp_path / "own.toml")]
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with serving(tmp_path / "data", options) as service:
+        before = service.client.get("/v1/models", headers=headers).json()["active"]
+        assert before["gate"]["clear_below"] == 0.1
+        answer = service.client.post(
+            "/v1/models/activate", json={"name": "default"}, headers=headers
+        )
+        assert answer.json()["active"]["decision"] == before["decision"]
 
 
 def test_models_are_switched_with_the_token(guarded):

@@ -53,7 +53,7 @@ def test_pages_allow_nothing_from_elsewhere(service):
     answer = service.client.get("/")
     assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
     assert "unsafe" not in CONTENT_SECURITY_POLICY
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
     assert "http://" not in answer.text.replace(service.url, "")
     assert "https://" not in answer.text
     assert service.client.get("/?title=<b>&template=base&path=x").text == answer.text

@@ -27,7 +27,7 @@ from starlette.datastructures import UploadFile
 
 from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.defects import Reason, Verdict
-from steelsight.errors import DecodeError, InputError, SteelsightError, escaped
+from steelsight.errors import InputError, SteelsightError, escaped
 from steelsight.exports import StoredResults, result_facts, review_facts
 from steelsight.png import encode_png
 from steelsight.service.guard import HttpError
@@ -64,7 +64,7 @@ _FAULTY: dict[int | str, dict[str, Any]] = {
 class Activation(BaseModel):
     """Which bundle of the models folder is to be used."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "default"}})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """A folder below ``--models``, or ``default``."""
@@ -656,11 +656,10 @@ def add_models(routes: APIRouter, room: Room, *, may_activate: bool) -> None:
         if wanted.name != "default" and wanted.name not in known:
             names = ", ".join(["default", *known])
             raise HttpError(404, "no-model", f"expected one of {names}, got {wanted.name}")
-        folder = room.settings.bundle if wanted.name == "default" else known[wanted.name]
+        settings = room.settings
+        given = (settings.bundle, settings.decision)
         try:
-            model = room.activate(folder)
-        except DecodeError:
-            raise
+            model = room.activate(*(given if wanted.name == "default" else (known[wanted.name],)))
         except SteelsightError as error:
             raise HttpError(
                 409, "refused", f"{error}; the active model stays {room.active.id}"

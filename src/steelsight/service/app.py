@@ -14,11 +14,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from steelsight import __version__
 from steelsight.errors import InputError, StoreError
-from steelsight.service import api, open_inference, pages, review, watch
+from steelsight.service import api, api_page, open_inference, pages, review, watch
 from steelsight.service.guard import Guard, HttpError, error_facts, failed, phrase
 from steelsight.service.metrics import Metrics
 from steelsight.service.room import Room
@@ -54,6 +54,10 @@ def create_app(room: Room, metrics: Metrics, token: str | None = None) -> Guard:
     app.include_router(watch.router(room))
     app.include_router(open_inference.router(room))
     app.include_router(pages.router(token))
+
+    @app.get(api_page.PATH, include_in_schema=False)
+    def described() -> HTMLResponse:
+        return api_page.api_page(app.openapi())
 
     @app.exception_handler(HttpError)
     async def told(request: Request, error: HttpError) -> JSONResponse:

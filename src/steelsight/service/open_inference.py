@@ -39,6 +39,19 @@ OUTPUTS = ("verdict", "result")
 MAX_FRAMES = 64
 
 
+_EXAMPLE = {
+    "id": "coil-7",
+    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["/9j/4AAQSkZJRg..."]}],
+    "outputs": [{"name": "verdict"}],
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object", "examples": [_EXAMPLE]}}},
+    }
+}
+
+
 class _Input(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -100,8 +113,8 @@ def router(room: Room) -> APIRouter:
         name, _ = _known(room, name, version)
         return JSONResponse({"name": name, "ready": room.is_ready}, 200 if room.is_ready else 503)
 
-    @routes.post("/v2/models/{name}/infer")
-    @routes.post("/v2/models/{name}/versions/{version}/infer")
+    @routes.post("/v2/models/{name}/infer", openapi_extra=_BODY)
+    @routes.post("/v2/models/{name}/versions/{version}/infer", openapi_extra=_BODY)
     async def infer(request: Request, name: str, version: str | None = None) -> JSONResponse:
         """Inspects images; each is one frame of the queue."""
         name, version = _known(room, name, version)

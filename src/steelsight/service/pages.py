@@ -23,8 +23,12 @@ PAGES = {
     "/": ("inspect", "Inspect"),
     "/review": ("review", "Review"),
     "/watch": ("watch", "Watch"),
+    "/runs": ("runs", "Runs and models"),
+    "/docs/api": ("api", "HTTP"),
 }
 """Template and title by path, in the order of the menu."""
+MADE_ELSEWHERE = "api"
+"""By ``api_page``, which needs the description of the whole service."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -32,7 +36,8 @@ CONTENT_SECURITY_POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": forms would have the origin "null", which is refused.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
@@ -48,6 +53,8 @@ def router(token: str | None = None) -> APIRouter:
     """The pages, ``/static/NAME``, and a place to give the token if there is one."""
     routes = APIRouter(include_in_schema=False)
     for path, (template, title) in PAGES.items():
+        if template == MADE_ELSEWHERE:
+            continue
         routes.add_api_route(path, _route(template, title, path), response_class=HTMLResponse)
     if token is not None:
         _add_login(routes, token)

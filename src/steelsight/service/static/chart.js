@@ -41,7 +41,7 @@ export function chart(host, { lines, levels = [], out = [], ends = ["", ""], bas
   }
   for (const { at, cls, label: text } of levels) {
     picture.append(draw("line", { class: cls, x1: LEFT, x2: width - RIGHT, y1: y(at), y2: y(at) }));
-    picture.append(draw("text", { x: width - RIGHT - 4, y: y(at) - 4, "text-anchor": "end" }, text));
+    picture.append(draw("text", { x: LEFT + 6, y: y(at) - 4 }, text));
   }
   for (const { values: points, colour, dash } of lines) {
     let path = "", pen = "M";
