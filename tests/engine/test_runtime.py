@@ -1,5 +1,6 @@
 import math
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -462,3 +463,21 @@ def test_cores_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(runtime.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(runtime.os, "cpu_count", lambda: None)
     assert available_cores() == 1
+
+
+def test_nothing_is_written_or_sent_by_the_engine(tmp_path):
+    """ONNX Runtime would keep an id of the machine in the home folder, and tell its maker."""
+    code = (
+        "from steelsight.engine import Inspector; Inspector.load(engine='onnxruntime', threads=1)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)] == []
