@@ -2,7 +2,8 @@
 #
 #   docker build --tag steelsight .
 #   docker run --read-only --tmpfs /tmp --volume steelsight-data:/data --publish 8765:8765 \
-#     --mount type=bind,src=/etc/steelsight/token,dst=/run/secrets/steelsight-token,ro steelsight
+#     --stop-timeout 60 --mount type=bind,src=/etc/steelsight/token,dst=/run/secrets/steelsight-token,readonly \
+#     steelsight
 #
 # docs/deploy.md says more, and what of this was run.
 

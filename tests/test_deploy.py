@@ -24,7 +24,6 @@ from packaging.utils import canonicalize_name
 
 pytest.importorskip("fastapi", reason="needs the extra service")
 
-from steelsight.exports import StoredResults
 from steelsight.service.app import DRAIN_S
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +112,12 @@ def test_the_service_starts_as_it_is_deployed(command, tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert subprocess.run([sys.executable, *asked], stderr=subprocess.DEVNULL).returncode != 0
-    with StoredResults(tmp_path / "copy.db") as store:
-        assert store.inspection(answer["id"]).inspection.sha256 == answer["sha256"]
+    (data / "store.db").unlink()
+    assert not [*data.glob("store.db-*")]
+    shutil.copy(tmp_path / "copy.db", data / "store.db")
+    with started(command(data)) as (port, process):
+        assert json.loads(ask(port, f"/v1/results/{answer['id']}"))["sha256"] == answer["sha256"]
+        assert ask(port, f"/v1/results/{answer['id']}/frame")
 
 
 def back_up(store: Path, copy: Path) -> None:

@@ -6,9 +6,14 @@ must happen before any other import.
 """
 
 import os
+import sys
+from types import ModuleType
+from typing import cast
 
 __version__ = "0.1.0"
 
-# From 1.29 on ONNX Runtime writes an id of the machine into the home folder and sends events to its
-# maker, unless this is set before it is loaded. Plants have not agreed to that.
+# Both engines would write an id of the machine into the home folder and tell their makers of its
+# use. Plants have not agreed to that. ONNX Runtime (from 1.29 on) reads this when it is loaded;
+# OpenVINO does without the package that it cannot import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))

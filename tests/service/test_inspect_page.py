@@ -12,7 +12,7 @@ from steelsight.service.pages import CONTENT_SECURITY_POLICY
 HOSTILE = [
     "<img src=x onerror=alert(1)>.jpg",
     "\u202eevil\"'`&lt;.jpg",
-    "ö" * 120 + ".jpg",
+    "ö" * 125 + "a.jpg",  # 255 bytes
 ]
 
 

@@ -72,6 +72,11 @@ def test_one_key_stores_a_verdict_and_another_takes_it_back(page, service):
     assert page.locator("main img").count() == 0
     page.keyboard.press("s")
     showing(page, "cut.jpg")
+    assert "1 skipped" in page.inner_text("#skipped")
+    page.click("#again")
+    showing(page, second["image"])
+    page.keyboard.press("s")
+    showing(page, "cut.jpg")
     assert page.locator("#undrawn").is_visible() or page.locator("#view canvas").is_visible()
     page.keyboard.press("a")
     page.wait_for_selector("#empty:not([hidden])")
@@ -134,6 +139,35 @@ def test_regions_are_drawn_retyped_erased_and_stored(page, service):
     with page.expect_download() as download:
         page.click("#export")
     assert download.value.suggested_filename == "corrected.zip"
+
+
+def test_what_was_drawn_is_not_lost_by_a_key(page, service):
+    showing(page, "first.jpg")
+    page.keyboard.press("e")
+    page.wait_for_selector("#tools:not([hidden])")
+    page.click("#clear")
+    box = page.locator("#view canvas").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 60)
+    page.mouse.up()
+    for key in "aouszEa":
+        page.keyboard.press(key)
+        assert "You have drawn regions" in page.inner_text("#error")
+    assert stored(service) == []
+    page.keyboard.press("n")
+    page.wait_for_selector("#stored:not([hidden])")
+    (review,) = stored(service)
+    assert (review.verdict, len(review.labels)) == (Verdict.NG, 1)
+    page.wait_for_selector("#tools", state="hidden")
+    page.keyboard.press("e")
+    page.wait_for_selector("#tools:not([hidden])")
+    page.click("#clear")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#tools", state="hidden")
+    page.keyboard.press("a")
+    showing(page, "cut.jpg")
+    assert [one.labels for one in stored(service)] == [review.labels, None]
 
 
 def test_nobody_reviews_without_a_name(browser_page, service):

@@ -19,6 +19,11 @@ export class Painting {
     this._before = [];
   }
 
+  /** Whether anything is other than it was in the beginning. */
+  get changed() {
+    return this._before.length > 0;
+  }
+
   /** Call before a stroke: `undo` comes back to here. */
   begin() {
     this._before.push(new Map([...this.masks].map(([id, mask]) => [id, mask.slice()])));

@@ -105,11 +105,30 @@ async function show(item) {
 
 // --------------------------------------------------------------------------------------- verdicts
 
-async function say(verdict, labels = null) {
-  if (busy || !current) return;
+/** One thing at a time; what goes wrong is told in a line. */
+async function alone(work) {
+  if (busy) return;
   busy = true;
-  const { item } = current;
   try {
+    await work();
+  } catch (error) {
+    tell(error.message);
+  } finally {
+    busy = false;
+  }
+}
+
+/** Whether something was drawn that is not stored; says what to do. */
+function unstored() {
+  if (!painting?.changed) return false;
+  tell("You have drawn regions: Enter or N stores them as NG, Escape drops them.");
+  return true;
+}
+
+async function say(verdict, labels = null) {
+  if (!current || (!labels && unstored())) return;
+  const { item } = current;
+  await alone(async () => {
     const note = byId("note").value.trim();
     const stored = await postJson("/v1/verdicts", { id: item.id, verdict, who, note, labels });
     last = { review: stored.review, item };
@@ -118,29 +137,25 @@ async function say(verdict, labels = null) {
     await next();
     tell("");
     refreshCounts();
-  } catch (error) {
-    tell(error.message);
-  } finally {
-    busy = false;
-  }
+  });
 }
 
 function told(stored, item) {
   const regions = stored.labels && Object.keys(stored.labels).length ? ", with corrected regions" : "";
+  const when = new Date().toLocaleTimeString();
   const same = stored.verdict === stored.machine ? "as the model" : `the model said ${stored.machine}`;
   byId("stored").hidden = false;
   byId("stored").firstElementChild.textContent =
-    `Stored: ${item.image} is ${stored.verdict} (${same})${regions}, by ${stored.who}, number ${stored.review}.`;
+    `Stored: ${item.image} is ${stored.verdict} (${same})${regions}, by ${stored.who} at ${when}, number ${stored.review}.`;
   const line = make("li", { "data-review": stored.review }, badge(stored.verdict), " ", make("bdi", {}, item.image),
-    make("span", { class: "soft" }, ` ${same}${regions}, ${new Date().toLocaleTimeString()}`));
+    make("span", { class: "soft" }, ` ${same}${regions}, ${when}`));
   byId("history").prepend(line);
   while (byId("history").children.length > MOST_HISTORY) byId("history").lastElementChild.remove();
 }
 
 async function undo() {
-  if (busy || !last) return;
-  busy = true;
-  try {
+  if (!last || unstored()) return;
+  await alone(async () => {
     await postJson(`/v1/verdicts/${last.review}/undo`, { who });
     byId("stored").hidden = true;
     byId("history").querySelector(`[data-review="${last.review}"]`)?.remove();
@@ -149,18 +164,31 @@ async function undo() {
     await show(queue[0]);
     tell("");
     refreshCounts();
-  } catch (error) {
-    tell(error.message);
-  } finally {
-    busy = false;
-  }
+  });
 }
 
 async function skip() {
-  if (!current) return;
-  skipped.add(current.item.id);
-  queue = queue.filter((one) => one.id !== current.item.id);
-  await next();
+  if (!current || unstored()) return;
+  await alone(async () => {
+    skipped.add(current.item.id);
+    queue = queue.filter((one) => one.id !== current.item.id);
+    await next();
+    tellSkipped();
+  });
+}
+
+function tellSkipped() {
+  byId("skipped").hidden = skipped.size === 0;
+  byId("skipped").firstElementChild.textContent = `${skipped.size} skipped`;
+}
+
+async function again() {
+  await alone(async () => {
+    skipped.clear();
+    tellSkipped();
+    await refill();
+    await next();
+  });
 }
 
 /** Beside the work: the next verdict need not wait for it. */
@@ -205,10 +233,13 @@ function endEdit() {
 
 function toggleEdit() {
   if (!painting) beginEdit();
-  else {
-    endEdit();
-    view.setRegions(regionsOf(current.result, model));
-  }
+  else if (!unstored()) dropEdit();
+}
+
+function dropEdit() {
+  endEdit();
+  tell("");
+  view.setRegions(regionsOf(current.result, model));
 }
 
 function setBrush(value) {
@@ -292,10 +323,11 @@ function unstroke() {
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 
-function agreed(name, { n, agree, share, interval, kappa }) {
+function agreed(name, { n, agree, share, interval, kappa, kappa_interval: between }) {
   if (!n) return null;
   const sure = `95 % interval ${percent(interval[0]).replace(" %", "")} to ${percent(interval[1])}`;
-  const beyond = kappa === null ? "" : `; beyond chance (kappa) ${kappa.toFixed(2)}`;
+  const beyond = kappa === null ? ""
+    : `; beyond chance (kappa) ${kappa.toFixed(2)}, ${between.map((end) => end.toFixed(2)).join(" to ")}`;
   return make("p", {}, make("bdi", {}, name), `: ${agree} of ${n} frames, ${percent(share)} (${sure})${beyond}`);
 }
 
@@ -306,7 +338,8 @@ async function fillAgreement() {
     ...found.by_reviewer.map((one) => agreed(`${one.who} and the model`, one)),
     ...found.pairs.map((one) => agreed(`${one.a} and ${one.b}`, one)),
     ...found.pairs.filter((one) => one.dice.n).map(({ a, b, dice }) => make(
-      "p", {}, make("bdi", {}, `${a} and ${b}`), `: regions overlap (Dice) ${dice.mean.toFixed(2)} on ${dice.n} frames`)),
+      "p", {}, make("bdi", {}, `${a} and ${b}`), `: regions overlap (Dice) ${dice.mean.toFixed(2)}`
+        + `${dice.interval ? `, ${dice.interval.map((end) => end.toFixed(2)).join(" to ")},` : ""} on ${dice.n} frames`)),
   ].filter(Boolean);
   byId("agreement").replaceChildren(...(lines.length ? lines
     : [make("p", { class: "soft" }, "Nobody has judged a frame yet.")]));
@@ -328,7 +361,7 @@ async function download() {
 const actions = {
   a: () => say(current.result.verdict),
   o: () => say("OK"),
-  n: () => say("NG"),
+  n: () => say("NG", painting?.changed ? painting.labels() : null),
   u: () => say("UNKNOWN"),
   s: skip,
   e: toggleEdit,
@@ -336,6 +369,7 @@ const actions = {
   b: () => painting && setBrush(1),
   x: () => painting && setBrush(0),
   Enter: () => painting && say("NG", painting.labels()),
+  Escape: () => painting && dropEdit(),
 };
 
 function onKey(event) {
@@ -360,6 +394,7 @@ function listen() {
     button.addEventListener("click", () => current && actions[button.dataset.key]());
   }
   byId("undo").addEventListener("click", undo);
+  byId("again").addEventListener("click", again);
   byId("unstroke").addEventListener("click", unstroke);
   byId("clear").addEventListener("click", () => change(() => painting.clear()));
   byId("remove").addEventListener("click", () => change(() => painting.move(chosen.region, chosen.classId)));
@@ -379,9 +414,11 @@ function listen() {
   });
   byId("kinds").replaceChildren(...KINDS.map(([kind, label]) => {
     const box = make("input", { type: "checkbox", value: kind, checked: true });
-    box.addEventListener("change", async () => {
-      await refill();
-      await next();
+    box.addEventListener("change", () => {
+      if (!unstored()) alone(async () => {
+        await refill();
+        await next();
+      });
     });
     return make("label", {}, box, label);
   }));
@@ -403,6 +440,7 @@ async function begin(name) {
   byId("stored").hidden = true;
   byId("history").replaceChildren();
   skipped.clear();
+  tellSkipped();
   loaded.clear();
   await refill();
   await next();

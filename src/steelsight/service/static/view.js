@@ -123,7 +123,7 @@ export class FrameView {
   /** Shows a box [x, y, width, height] of the frame with some steel around it. */
   zoomTo([x, y, width, height]) {
     const shown = this.canvas.getBoundingClientRect();
-    const scale = Math.min(shown.width / (width * 3), shown.height / (height * 3), 8);
+    const scale = Math.min(shown.width / (width * 1.3), shown.height / (height * 1.3), 8);
     this._scale = Math.max(scale, this._fitScale());
     this._centre = [x + width / 2, y + height / 2];
     this._draw();
