@@ -118,6 +118,15 @@ def test_a_batch_comes_back_in_order(service, image):
     assert all(line["id"] for line in lines)
 
 
+def test_a_frame_that_is_too_large_costs_itself_alone(service, image):
+    files = [("frames", (name, data)) for name, data in (("a", image), ("b", bytes(65 << 20)))]
+    answer = service.client.post("/v1/inspect/batch", files=[*files, ("frames", ("c", image))])
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["image"] for line in lines] == ["a", "b", "c"]
+    assert [line.get("verdict") for line in lines] == ["NG", None, "NG"]
+    assert lines[1]["error"]["code"] == "too-large"
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [

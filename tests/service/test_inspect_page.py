@@ -85,6 +85,29 @@ def test_a_frame_is_judged_and_explained(page, service):
     assert (np.abs(picture(page).astype(int) - rgb).max(axis=2) < 12).sum() == 0
 
 
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_frames_are_dropped_and_pasted(page, service, how):
+    page.evaluate(
+        """async ([how, url]) => {
+          const blob = await (await fetch(url)).blob();
+          const data = new DataTransfer();
+          data.items.add(new File([blob], "given.jpg", { type: "image/jpeg" }));
+          const given = { bubbles: true, cancelable: true };
+          if (how === "paste") {
+            dispatchEvent(new ClipboardEvent("paste", { ...given, clipboardData: data }));
+          } else {
+            const over = new DragEvent("dragenter", { ...given, dataTransfer: data });
+            document.body.dispatchEvent(over);
+            document.body.dispatchEvent(new DragEvent("drop", { ...given, dataTransfer: data }));
+          }
+        }""",
+        [how, f"{service.url}/v1/samples/1"],
+    )
+    page.wait_for_selector("#verdict .badge.ng")
+    assert page.inner_text("#shown-name") == "given.jpg"
+    assert page.locator("#dropping").is_hidden()
+
+
 def test_thresholds_act_at_once_and_store_nothing(page, service):
     upload(page, ("a.jpg", service.sample(1)))
     result = service.inspect(service.sample(1), "a.jpg").json()
@@ -92,8 +115,7 @@ def test_thresholds_act_at_once_and_store_nothing(page, service):
     before = page.locator("#defects tr").count()
     stored = service.client.get("/v1/results").json()["matching"]
     page.fill(f"[aria-label$='{kind} min_area_px']", "400000")
-    page.wait_for_selector("#explored:not([hidden])")
-    assert "nothing is stored" in page.inner_text("#explored")
+    page.wait_for_selector("#explored:has-text('nothing is stored')")
     kept = [one for one in result["defects"] if one["class"] != kind]
     assert page.locator("#defects tr").count() == len(kept) < before
     page.click("#reset")

@@ -48,7 +48,7 @@ _MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n": "image/png", b"BM": "im
 MAX_BODY_BYTES = 64 << 20
 MAX_BATCH_BYTES = 1 << 30
 MAX_BATCH_FRAMES = 1000
-BODY_PATIENCE_S = 30.0
+BODY_PATIENCE_S, BATCH_PATIENCE_S = 30.0, 600.0
 """For a whole body."""
 MAX_NAME_CHARACTERS = 255
 MAX_ROWS = 1000
@@ -204,7 +204,8 @@ def add_batch(routes: APIRouter, room: Room) -> None:
         """
         coil = None if x_coil is None else unquote(x_coil)
         accepting(room.check_place)
-        counted = Request(request.scope, _counting(request, MAX_BATCH_BYTES))
+        counting = _counting(request, MAX_BATCH_BYTES, BATCH_PATIENCE_S)
+        counted = Request(request.scope, counting)
         try:
             form = await counted.form(max_files=MAX_BATCH_FRAMES, max_fields=0)
         except HttpError:
@@ -309,7 +310,9 @@ async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
             return bytes(chunks)
 
 
-def _counting(request: Request, most: int) -> Callable[[], Awaitable[Any]]:
+def _counting(
+    request: Request, most: int, patience_s: float = BODY_PATIENCE_S
+) -> Callable[[], Awaitable[Any]]:
     """``receive`` of a request that ends at a limit of bytes and of time."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HttpError(415, "encoded", "expected a body as it is, got a Content-Encoding")
@@ -319,7 +322,7 @@ def _counting(request: Request, most: int) -> Callable[[], Awaitable[Any]]:
     )
     if not length.isdigit() or int(length) > most:
         raise too_large
-    until_s = asyncio.get_running_loop().time() + BODY_PATIENCE_S
+    until_s = asyncio.get_running_loop().time() + patience_s
     counted = 0
 
     async def receive() -> Any:
@@ -329,7 +332,7 @@ def _counting(request: Request, most: int) -> Callable[[], Awaitable[Any]]:
                 message = await request.receive()
         except TimeoutError:
             raise HttpError(
-                408, "too-slow", f"expected the body within {BODY_PATIENCE_S:g} s; send it again"
+                408, "too-slow", f"expected the body within {patience_s:g} s; send it again"
             ) from None
         counted += len(message.get("body", b""))
         if counted > most:
@@ -356,10 +359,15 @@ async def _lines(room: Room, files: list[UploadFile], coil: str | None) -> Async
 
     for file in files:
         image = await file.read(MAX_BODY_BYTES + 1)
+        await file.close()
         name = safe_name(file.filename or "") or "frame"
         try:
+            if len(image) > MAX_BODY_BYTES:
+                raise HttpError(
+                    413, "too-large", f"expected a frame of at most {MAX_BODY_BYTES} bytes"
+                )
             waiting.append((name, await submit_patiently(room, image, name, coil)))
-        except HttpError as error:  # the service is ending
+        except HttpError as error:  # or the service is ending
             waiting.append((name, error))
         # Two for each thread keep it busy; the rest of the queue is for others.
         while len(waiting) >= 2 * room.workers:

@@ -2,7 +2,7 @@
 
 import { boundsOf, decodeRle, encodeRle } from "./rle.js";
 
-const MOST_STROKES = 20;
+const MOST_STROKES = 20, MOST_KEPT_BYTES = 256e6;
 
 export class Painting {
   /** Begins with the regions of a result. */
@@ -13,8 +13,12 @@ export class Painting {
     for (const defect of defects) {
       const mask = this.masks.get(defect.class);
       if (!mask) continue;
-      const whole = decodeRle(defect.rle, width, height);
-      for (let i = 0; i < mask.length; i++) mask[i] |= whole[i];
+      const [left, top, boxWidth, boxHeight] = defect.bbox_xywh;
+      const part = decodeRle(defect.rle, width, height, defect.bbox_xywh);
+      for (let row = 0; row < boxHeight; row++) {
+        const to = (top + row) * width + left;
+        for (let i = 0; i < boxWidth; i++) mask[to + i] |= part[row * boxWidth + i];
+      }
     }
     this._before = [];
   }
@@ -27,7 +31,9 @@ export class Painting {
   /** Call before a stroke: `undo` comes back to here. */
   begin() {
     this._before.push(new Map([...this.masks].map(([id, mask]) => [id, mask.slice()])));
-    if (this._before.length > MOST_STROKES) this._before.shift();
+    const each = this.width * this.height * this.masks.size;
+    const most = Math.max(1, Math.min(MOST_STROKES, Math.floor(MOST_KEPT_BYTES / each)));
+    if (this._before.length > most) this._before.shift();
   }
 
   undo() {

@@ -212,6 +212,8 @@ function exploreSoon() {
 async function explore() {
   const mine = ++asked;
   const item = current;
+  byId("explored").hidden = false;
+  byId("explored").firstElementChild.textContent = "Trying these thresholds on this frame …";
   try {
     const result = await postJson(`/v1/explore/${item.result.id}`, changes);
     // The last question counts; earlier answers may come later.
@@ -220,7 +222,9 @@ async function explore() {
     tell("");
     render();
   } catch (error) {
-    if (mine === asked) tell(error.message);
+    if (mine !== asked) return;
+    tell(error.message);
+    byId("explored").hidden = !item.explored;
   }
 }
 
