@@ -3,8 +3,8 @@
 python benchmarks/reference.py ../shared/data/severstal/images src/steelsight/service/reference/
 
 Quantiles of brightness, contrast and of the scores of clear frames; no image can be had from them.
-The file is named after the model. A plant makes one for its own model and camera, of frames that
-were good when they were taken, as `reference.json` in the service's data folder.
+The file is named after the model. For its own camera a plant takes frames of a good day instead, on
+the page.
 """
 
 import argparse

@@ -133,6 +133,24 @@ def test_a_plants_own_reference_counts(line):
         path.unlink()
 
 
+def test_the_last_frames_become_the_reference(line, browser_page):
+    path = line.data / "reference.json"
+    try:
+        assert line.client.post("/v1/watch/reference?frames=100").status_code == 422
+        made = line.client.post("/v1/watch/reference?frames=200").json()
+        assert "the 200 frames of this line" in made["source"]
+        seen = line.client.get("/v1/watch").json()
+        assert seen["reference"] == made["source"]
+        assert not any(one["alarm"] for one in seen["drift"])  # the dim lamp is usual now
+        browser_page.goto(f"{line.url}/watch")
+        browser_page.wait_for_selector("html[data-ready]")
+        browser_page.click("#take")
+        browser_page.wait_for_selector("#reference:has-text('the 1000 frames')")
+        browser_page.goto("about:blank")
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def test_the_page_says_what_is_wrong(line, browser_page):
     browser_page.goto(f"{line.url}/watch")
     browser_page.wait_for_selector("html[data-ready]")
@@ -150,6 +168,7 @@ def test_an_empty_line_is_explained(serving, tmp_path, browser_page):
     with serving(tmp_path / "data", ["--threads", "1"]) as service:
         seen = service.client.get("/v1/watch").json()
         assert (seen["frames"], seen["chart"], seen["latency_ms"]) == (0, None, {})
+        assert service.client.post("/v1/watch/reference").status_code == 409
         browser_page.goto(f"{service.url}/watch")
         browser_page.wait_for_selector("#empty:not([hidden])")
         made = service.inspect(service.sample(1)).json()

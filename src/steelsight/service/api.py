@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.defects import Reason, Verdict
 from steelsight.errors import InputError, SteelsightError, escaped
 from steelsight.exports import StoredResults, result_facts, review_facts
@@ -54,7 +53,7 @@ MAX_NAME_CHARACTERS = 255
 MAX_ROWS = 1000
 SAMPLES = (2, 6, 3, 21, 39, 12)
 """Frames of a drawn coil: each type is on one that the shipped model finds; the last is clean."""
-SAMPLE_COIL = CoilConfig(frames=60, seed=7, faulty_share=1.0)
+SAMPLE_SEED = 7
 _FAULTY: dict[int | str, dict[str, Any]] = {
     500: {"description": "The service failed; `error.id` is in its log."},
     503: {"description": "The queue is full, or the service is ending; see `Retry-After`."},
@@ -261,7 +260,10 @@ def add_explore(routes: APIRouter, room: Room) -> None:
         last = len(SAMPLES)
         if not 1 <= number <= last:
             raise HttpError(404, "no-sample", f"expected a sample from 1 to {last}")
-        frame = draw_frame(SAMPLE_COIL, SAMPLES[number - 1], with_defects=number < last)
+        from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
+
+        coil = CoilConfig(frames=60, seed=SAMPLE_SEED, faulty_share=1.0)
+        frame = draw_frame(coil, SAMPLES[number - 1], with_defects=number < last)
         return Response(encode_jpeg(frame.grey_hw), media_type="image/jpeg")
 
 

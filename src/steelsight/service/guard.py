@@ -15,12 +15,13 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steelsight.service.metrics import Metrics
+if TYPE_CHECKING:
+    from steelsight.service.metrics import Metrics
 
 log = logging.getLogger("steelsight.service")
 
@@ -71,7 +72,7 @@ class Guard:
         metrics: counts requests.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, metrics: "Metrics") -> None:
         self._app, self._token, self._metrics = app, token, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

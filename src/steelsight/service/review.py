@@ -12,9 +12,6 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from steelsight.agreement import report
-from steelsight.corrected import judgements, reviewed_frames, write_corrected
-from steelsight.data.labels import Placement
 from steelsight.defects import Verdict
 from steelsight.errors import InputError, LabelError
 from steelsight.exports import StoredResults, utc
@@ -90,6 +87,9 @@ def router(room: Room) -> APIRouter:
     @routes.get("/v1/review/agreement")
     def agreement() -> dict[str, Any]:
         """How far people and model, and two people, agree; with 95 % intervals."""
+        from steelsight.agreement import report
+        from steelsight.corrected import judgements, reviewed_frames
+
         with StoredResults(room.store_path) as store, store.one_state():
             return report(judgements(reviewed_frames(store)))
 
@@ -103,11 +103,13 @@ def router(room: Room) -> APIRouter:
     )
     def export() -> StreamingResponse:
         """Corrected labels and their frames as a folder that `steelsight train` reads; zip."""
+        from steelsight.corrected import write_corrected
+
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "corrected"
             with StoredResults(room.store_path) as store, store.one_state():
                 try:
-                    write_corrected(store, folder, room.kept_at, Placement.COPY)
+                    write_corrected(store, folder, room.kept_at)
                 except InputError as error:
                     raise HttpError(409, "nothing-reviewed", str(error)) from None
             packed = stack.enter_context(tempfile.TemporaryFile())

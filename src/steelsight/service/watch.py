@@ -4,7 +4,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,12 +27,13 @@ from steelsight.drift import (
 )
 from steelsight.errors import InputError
 from steelsight.exports import StoredResults
+from steelsight.service.guard import HttpError
 from steelsight.service.room import Model, Room
 from steelsight.store.rows import Value
 
 MOST_FRAMES = 20_000
 THROUGHPUT_S = 60
-OWN_REFERENCE_FRAMES = 1000
+OWN_REFERENCE_FRAMES, LEAST_REFERENCE_FRAMES = 1000, 200
 REFERENCE = "reference.json"
 STEPS = ("decode", "gate", "segment", "decide")
 
@@ -80,6 +82,39 @@ def router(room: Room) -> APIRouter:
     ) -> dict[str, Any]:
         """Counts, chart and drift of the last frames that the active model and decision judged."""
         return report(room, frames)
+
+    @routes.post("/v1/watch/reference", status_code=201)
+    def take(
+        frames: Annotated[
+            int, Query(ge=LEAST_REFERENCE_FRAMES, le=MOST_FRAMES, description="Of the last ones.")
+        ] = OWN_REFERENCE_FRAMES,
+    ) -> dict[str, Any]:
+        """Takes the last frames, of a good day, as the reference of light and scores."""
+        model = room.active
+        with Line(room.store_path, model) as store:
+            seen = store.last(frames)
+        day = datetime.fromtimestamp(seen[-1].inspected_ms / 1e3, UTC) if seen else None
+        source = (
+            f"the {len(seen)} frames of this line up to {day:%Y-%m-%d %H:%M} UTC" if day else ""
+        )
+        taken = _made(seen, model, source)
+        if taken is None or len(seen) < LEAST_REFERENCE_FRAMES:
+            raise HttpError(
+                409,
+                "too-few",
+                f"expected at least {LEAST_REFERENCE_FRAMES} frames of the active model and "
+                f"decision, some of them clear, got {len(seen)}; inspect more",
+            )
+        path = room.settings.data / REFERENCE
+        beside = path.with_name(f".{REFERENCE}-{id(taken):x}")
+        try:
+            beside.write_text(json.dumps(asdict(taken)), encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            raise HttpError(
+                507, "not-kept", f"the reference could not be written: {error}"
+            ) from None
+        return {"source": taken.source, "frames": taken.frames}
 
     return routes
 
@@ -157,9 +192,14 @@ def reference_of(room: Room, model: Model) -> Reference | None:
         first = store.first(OWN_REFERENCE_FRAMES)
     if len(first) < OWN_REFERENCE_FRAMES:
         return None
-    light = [one for one in first if one.brightness is not None]
+    return _made(first, model, f"the first {len(first)} frames of this line with this model")
+
+
+def _made(seen: Sequence[Seen], model: Model, source: str) -> Reference | None:
+    """``None`` if no frame was decoded, or none was clear."""
+    light = [one for one in seen if one.brightness is not None]
     clear_below = model.inspector.bundle.decision.gate.clear_below
-    clear = [one.score for one in first if one.score is not None and one.score < clear_below]
+    clear = [one.score for one in seen if one.score is not None and one.score < clear_below]
     if not light or not clear:
         return None
     figures = figures_of(
@@ -167,7 +207,6 @@ def reference_of(room: Room, model: Model) -> Reference | None:
         np.asarray([one.contrast for one in light], np.float64),
         np.asarray(clear, np.float64),
     )
-    source = f"the first {len(first)} frames of this line with this model"
     return Reference(source, len(light), len(clear), dict(figures))
 
 

@@ -1,7 +1,7 @@
 // The page "Watch": asks every few seconds while it is seen, and says what is out of the ordinary.
 
 import { REASONS, byId, make } from "./dom.js";
-import { getJson } from "./http.js";
+import { getJson, postJson } from "./http.js";
 import { chart } from "./chart.js";
 import { styleOf, swatch } from "./result.js";
 
@@ -113,7 +113,18 @@ async function refresh() {
   }
 }
 
+async function take() {
+  try {
+    await postJson("/v1/watch/reference", {});
+    await refresh();
+  } catch (error) {
+    byId("error").textContent = error.message;
+    byId("error").hidden = false;
+  }
+}
+
 try {
+  byId("take").addEventListener("click", take);
   model = (await getJson("/v1/models")).active;
   byId("bar-model").textContent = `${model.model}, decision ${model.decision}`;
   await refresh();
