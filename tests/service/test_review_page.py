@@ -25,7 +25,8 @@ def service(serving, tmp_path):
 
 
 @pytest.fixture
-def page(browser_page, service):
+def page(service, browser_page):
+    # In this order the browser is closed before the service that it asks.
     browser_page.goto(f"{service.url}/review")
     browser_page.wait_for_selector("html[data-ready]")
     browser_page.fill("#name", WHO)
@@ -170,7 +171,7 @@ def test_what_was_drawn_is_not_lost_by_a_key(page, service):
     assert [one.labels for one in stored(service)] == [review.labels, None]
 
 
-def test_nobody_reviews_without_a_name(browser_page, service):
+def test_nobody_reviews_without_a_name(service, browser_page):
     browser_page.goto(f"{service.url}/review")
     browser_page.wait_for_selector("html[data-ready]")
     browser_page.keyboard.press("Escape")
