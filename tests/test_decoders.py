@@ -516,7 +516,15 @@ def test_ctrl_c_does_not_reach_children(pool: Decoders, tmp_path: Path) -> None:
     assert pids(pool) == [pid]
 
 
-@pytest.mark.usefixtures("recovered")
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also where the tests were started in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("recovered", "ctrl_c_is_heard")
 def test_ctrl_c_in_the_middle_of_a_frame(pool: Decoders) -> None:
     """What the interrupted frame would have got must not go to the next."""
     pool.decode(IMAGES["grey.png"])

@@ -51,8 +51,9 @@ def by_numpy(
     gamma = config.focal_gamma if config.pixels is Pixels.FOCAL else 0
     pixels = 0.0
     for k in range(K):
-        positive = -np.log(p[:, k]) * (1 - p[:, k]) ** gamma * weight[k]
-        negative = -np.log(1 - p[:, k]) * p[:, k] ** gamma
+        # -log p and -log(1 - p), where p is 1 in double precision, too
+        positive = np.logaddexp(0, -z[:, k]) * (1 - p[:, k]) ** gamma * weight[k]
+        negative = np.logaddexp(0, z[:, k]) * p[:, k] ** gamma
         pixels += np.where(t[:, k], positive, negative).sum() / t.size
     region = []
     for k in range(K):
