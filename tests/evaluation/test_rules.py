@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
-from steelsight.evaluation.intervals import bootstrap_groups
 
 from steelsight.errors import GateError, InputError
+from steelsight.evaluation.intervals import bootstrap_groups
 from steelsight.evaluation.metrics import dice_by_threshold
 from steelsight.evaluation.predictions import BINS, MASK_LOGIT_EDGES, sigmoid
 from steelsight.evaluation.rules import (
