@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -173,6 +174,47 @@ def test_an_address_is_read_through_its_file_system_and_a_run_goes_on(
     (changed,) = (line for line in map(json.loads, lines(out)) if line["image"] == "10.jpg")
     assert changed["sha256"] == sha256((folder / "10.jpg").read_bytes()).hexdigest()
     assert len(lines(out)) == 12
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """An S3 server of others on this machine: its bucket, and where it answers."""
+    server = pytest.importorskip("moto.server", reason="needs the extra dev")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    moto = server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield "steel", f"http://{host}:{port}"
+    moto.stop()
+
+
+def test_frames_in_s3_give_the_lines_of_a_local_run(
+    frames: Path, bucket: tuple[str, str], tmp_path: Path
+) -> None:
+    import boto3
+
+    name, endpoint = bucket
+    store = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    store.create_bucket(Bucket=name)
+    contents = {f"{n}.jpg": (frames / f"000{n}.jpg").read_bytes() for n in range(30, 40)}
+    contents["deep/ä b+%20&.jpg"] = contents["30.jpg"]
+    contents["cut.jpg"] = contents["31.jpg"][:5000]
+    contents["empty.png"] = b""
+    for image, content in contents.items():
+        store.put_object(Bucket=name, Key=f"coil 17/{image}", Body=content)
+        path = tmp_path / "coil 17" / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    store.put_object(Bucket=name, Key="coil 18/other.jpg", Body=contents["30.jpg"])
+
+    address = f"s3://{name}/coil%2017?endpoint_override={endpoint}&region=us-east-1"
+    done = on_ray_again(address, tmp_path / "out")
+    assert done.returncode == 3, done.stderr
+    assert run(command(tmp_path / "coil 17", tmp_path / "here", *ENGINE)).returncode == 3
+    expected = sorted((tmp_path / "here" / RESULTS).read_text(encoding="utf-8").splitlines())
+    assert lines(tmp_path / "out") == expected
+    assert len(expected) == len(contents)
 
 
 @pytest.mark.parametrize(

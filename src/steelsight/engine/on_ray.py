@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -586,20 +587,22 @@ def _mapped(
     """
     cores = int(ray.cluster_resources().get("CPU", 1))
     most = settings.actors or max(1, cores // settings.threads)
-    frames = ray.data.from_arrow(blocks).map_batches(
-        _Actor,
-        # Inside a dict: Ray keeps the reference and does not unpack it for every restart.
-        fn_constructor_args=({"order": order},),
-        batch_format="pyarrow",
-        batch_size=max(block.num_rows for block in blocks),
-        # One block at a time: a death counts for the block that was in work, for no other.
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
-        ),
-        num_cpus=settings.threads,
-        # Not as a keyword: Ray warns of those that it does not name.
-        ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
-    )
+    with warnings.catch_warnings():
+        # Ray has no other way to say how often yet; from 2.64 on, this one is to go.
+        warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+        frames = ray.data.from_arrow(blocks).map_batches(
+            _Actor,
+            # Inside a dict: Ray keeps the reference and does not unpack it for every restart.
+            fn_constructor_args=({"order": order},),
+            batch_format="pyarrow",
+            batch_size=max(block.num_rows for block in blocks),
+            # One block at a time: a death counts for the block that was in work, for no other.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=settings.threads,
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
+        )
     try:
         yield from frames.iter_batches(batch_format="pyarrow", batch_size=None)
     except Exception as error:  # Ray raises many kinds, with whole tracebacks in their text
