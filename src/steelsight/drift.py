@@ -201,7 +201,7 @@ def drift_of(
     window = window[np.isfinite(window)][-WINDOW:]
     n = len(window)
     if n < LEAST_WINDOW:
-        words = f"{name}: {n} frames, {LEAST_WINDOW} are needed to say something."
+        words = f"{name}: {n} of the {LEAST_WINDOW} frames that it takes to say something."
         return Drift(figure, n, None, None, alarm=False, words=words)
     distance = _distance(window, np.asarray(reference))
     effective = effective_count(window)

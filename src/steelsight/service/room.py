@@ -386,8 +386,10 @@ class Room:
                 return
             answer = Answer(ticket.result(), inspection)
             self._remembered.add(answer.id, job.image, job.name)
-            self._on_inspection(inspection)
-            job.future.set_result(answer)
+            try:
+                self._on_inspection(inspection)
+            finally:  # whatever goes wrong there, the sender waits for this
+                job.future.set_result(answer)
             if self.shadow is not None and inspection.reason is not Reason.TIMEOUT:
                 try:
                     self._shadow_queue.put_nowait((job.image, inspection))

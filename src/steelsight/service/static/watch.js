@@ -41,7 +41,7 @@ function fillChart({ chart: limits, groups, frames }) {
   byId("signals").replaceChildren();
   if (!groups.length) {
     byId("chart").replaceChildren();
-    byId("chart-words").textContent = `${frames} frames so far; a group has 50.`;
+    byId("chart-words").textContent = `${frames} ${frames === 1 ? "frame" : "frames"} so far; a group has 50.`;
     return;
   }
   const size = limits?.group ?? 50;
