@@ -223,5 +223,7 @@ def _readme(done: Corrected) -> str:
         f"clean: {done.clean}\nfaulty: {done.faulty}\nleft out ({LEFT_OUT}):\n{left_out}\n"
         "They are those that the service kept: NG, UNKNOWN and few OK ones, no sample of what the\n"
         "line makes. Measure a model on other frames.\n\n"
-        "steelsight data check . --out check/\nsteelsight train . --out run/\n"
+        "steelsight data check . --out check/\n"
+        "steelsight train labels/ --further . --out run/   beside labels that you have\n"
+        "steelsight train . --out run/                     alone, if every type is among them\n"
     )
