@@ -25,7 +25,9 @@ from steelsight.bundle import (
     TrainingEntry,
     class_entries,
     file_entry,
+    find_bundle,
     load_bundle,
+    shipped_bundles,
     write_manifest,
 )
 from steelsight.defects import DefectClass
@@ -137,13 +139,38 @@ def test_the_shipped_bundle_is_whole(shipped: Bundle) -> None:
     assert shipped.parity["passed"] is True
 
 
-def test_the_shipped_folder_is_small_and_holds_nothing_else(shipped: Bundle) -> None:
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_a_name_means_what_is_shipped_unless_a_folder_is_called_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle(Path(name)) == DEFAULT_BUNDLE.parent / name
+    assert load_bundle(Path(name)).id.startswith(f"{name}@")
+    (tmp_path / name).mkdir()
+    assert find_bundle(Path(name)) == Path(name)
+    with pytest.raises(BundleError, match="expected a bundle"):
+        load_bundle(Path(name))
+
+
+@pytest.mark.parametrize("given", ["other", "bundled/severstal-r50", "../severstal-r50", ".", ""])
+def test_other_names_are_folders(given: str) -> None:
+    assert find_bundle(Path(given)) == Path(given)
+
+
+def test_a_wrong_name_is_told_with_the_right_ones() -> None:
+    with pytest.raises(BundleError, match=f"or one of {', '.join(shipped_bundles())}"):
+        load_bundle(Path("severstal"))
+
+
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_the_shipped_folder_is_small_and_holds_nothing_else(name: str) -> None:
+    shipped = load_bundle(Path(name))
     manifest = shipped.manifest
     entries = (manifest.gate, manifest.segmenter, manifest.parity, manifest.self_test)
     names = {MANIFEST, CARD, DECISION, *(entry.file for entry in entries)}
-    assert {path.name for path in DEFAULT_BUNDLE.iterdir()} == names
-    # With pictures, code and metadata the wheel stays below 50 MB.
-    assert sum(path.stat().st_size for path in DEFAULT_BUNDLE.iterdir()) < 45e6
+    assert {path.name for path in shipped.folder.iterdir()} == names
+    # Two of them, pictures, code and metadata: the wheel stays below 75 MB.
+    assert sum(path.stat().st_size for path in shipped.folder.iterdir()) < 35e6
 
 
 def test_the_card_says_what_a_buyer_must_know(shipped: Bundle) -> None:

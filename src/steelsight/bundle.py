@@ -21,7 +21,8 @@ from steelsight.decisions import Decision, load_decision
 from steelsight.defects import DefectClass
 from steelsight.errors import BundleError, InputError
 
-DEFAULT_BUNDLE = Path(__file__).parent / "bundled" / "severstal-r50"
+SHIPPED_BUNDLES = Path(__file__).parent / "bundled"
+DEFAULT_BUNDLE = SHIPPED_BUNDLES / "severstal-r50"
 NAME_PATTERN = r"^[A-Za-z0-9._-]+$"
 MANIFEST, DECISION, CARD, PARITY = "manifest.toml", "decision.toml", "MODEL_CARD.md", "parity.json"
 
@@ -187,25 +188,42 @@ class Bundle(BaseModel):
         return (self.folder / CARD).read_text(encoding="utf-8")
 
 
+def shipped_bundles() -> tuple[str, ...]:
+    """Names of the bundles that come with the package, the default one first."""
+    names = {path.name for path in SHIPPED_BUNDLES.iterdir() if (path / MANIFEST).is_file()}
+    return (DEFAULT_BUNDLE.name, *sorted(names - {DEFAULT_BUNDLE.name}))
+
+
+def find_bundle(given: Path | None) -> Path:
+    """The folder of a bundle: the one given, or the one that is shipped under that name.
+
+    A folder that is there comes first, so that nothing that is shipped takes its place.
+    """
+    if given is None:
+        return DEFAULT_BUNDLE
+    is_shipped = not given.exists() and str(given) in shipped_bundles()
+    return SHIPPED_BUNDLES / given if is_shipped else given
+
+
 def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bundle:
     """Reads a bundle and checks it.
 
     Args:
-        folder: the bundle; the one that ships with the package if ``None``.
+        folder: the bundle, or the name of a shipped one; the default one if ``None``.
         decision: a decision file to use instead of the bundle's own.
 
     Raises:
         BundleError: no bundle, an altered file, a failed parity, another format version.
         InputError: the decision file is missing or wrong.
     """
-    folder = DEFAULT_BUNDLE if folder is None else folder
+    folder = find_bundle(folder)
     manifest_path = folder / MANIFEST
     try:
         content = manifest_path.read_bytes()
     except OSError as error:
         raise BundleError(
             f"expected a bundle (a folder with {MANIFEST}) at {folder}, could not read it "
-            f"({error.strerror}); give --bundle FOLDER or reinstall steelsight"
+            f"({error.strerror}); give --bundle FOLDER, or one of {', '.join(shipped_bundles())}"
         ) from None
     try:
         manifest = Manifest(**tomllib.loads(content.decode()))

@@ -51,7 +51,9 @@ def benchmark(
     bundle: Annotated[
         list[Path] | None,
         Parameter(
-            json_list=False, negative="", help="Bundle folder, repeatable; the shipped one if none."
+            json_list=False,
+            negative="",
+            help="Bundle folder or shipped name, repeatable; severstal-r50 if none.",
         ),
     ] = None,
     engine: Annotated[

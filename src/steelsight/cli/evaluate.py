@@ -56,7 +56,7 @@ def evaluate(
     /,
     *,
     bundle: Annotated[
-        Path | None, Parameter(help="Bundle folder; the shipped one if left out.")
+        Path | None, Parameter(help="Folder, or severstal-r50 (default), severstal-r50-fast.")
     ] = None,
     decision: Annotated[
         Path | None, Parameter(help="Decision file to use instead of the bundle's.")
@@ -230,7 +230,7 @@ def _selected(
     from steelsight.evaluation.selection import (
         EVERYTHING,
         NOT_TOLD,
-        is_default,
+        is_shipped,
         learned_by,
         learned_in_run,
         select,
@@ -251,7 +251,7 @@ def _selected(
         split=load_split(split) if split else None,
         # The file itself says which frames were asked about.
         part=part or (EVERYTHING if kept and not split else None),
-        default_bundle=inspector is not None and is_default(inspector.bundle),
+        shipped_bundle=inspector is not None and is_shipped(inspector.bundle),
     )
     return selection, learned
 

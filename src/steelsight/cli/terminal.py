@@ -23,7 +23,8 @@ DONE, ERROR, USAGE, SOME_UNKNOWN, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _MAX_LINE_CHARACTERS = 4000
 
 BundleFolder = Annotated[
-    Path | None, Parameter(name="--bundle", help="Bundle folder; the shipped one if left out.")
+    Path | None,
+    Parameter(name="--bundle", help="Folder, or severstal-r50 (default), severstal-r50-fast."),
 ]
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steelsight import __version__, imaging
-from steelsight.bundle import DEFAULT_BUNDLE, MANIFEST, Bundle, load_bundle
+from steelsight.bundle import (
+    MANIFEST,
+    SHIPPED_BUNDLES,
+    Bundle,
+    find_bundle,
+    load_bundle,
+    shipped_bundles,
+)
 from steelsight.decisions import parse_decision
 from steelsight.decoders import Decoders
 from steelsight.defects import Defect, Inspection
@@ -213,7 +220,8 @@ def _sha256(image: Image, policy: imaging.DecodePolicy) -> str:
 
 def _model(complete: Complete, given: Path | None, where: str) -> Bundle:
     """The model of then with the decision of then."""
-    folders = [given] if given else [Path(complete.bundle_folder), DEFAULT_BUNDLE]
+    shipped = [SHIPPED_BUNDLES / name for name in shipped_bundles()]
+    folders = [find_bundle(given)] if given else [Path(complete.bundle_folder), *shipped]
     looked = []
     for folder in dict.fromkeys(folders):
         try:

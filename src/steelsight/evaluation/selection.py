@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steelsight.bundle import DEFAULT_BUNDLE, Bundle
+from steelsight.bundle import Bundle, shipped_bundles
 from steelsight.data.catalog import Catalog, FrameRecord
 from steelsight.data.frames import LabelledFrame, labelled_frame
 from steelsight.data.labels import shown
@@ -150,7 +150,7 @@ def select(
     *,
     split: Split | None = None,
     part: str | None = None,
-    default_bundle: bool = False,
+    shipped_bundle: bool = False,
 ) -> Selection:
     """Chooses the frames.
 
@@ -162,7 +162,7 @@ def select(
         part: of the split; ``all`` for everything. If ``None``: the test part, else the validation
             part, else another one that was not learned from; without a split all frames but those
             that were learned from.
-        default_bundle: the model is the shipped one.
+        shipped_bundle: the model is one that is shipped.
 
     Raises:
         InputError: no frame is left, no such part, or the data are not those that were split.
@@ -203,7 +203,7 @@ def select(
         split=split.id if split else None,
         learned_from=seen_before,
         warnings=tuple(
-            _warnings(learned, split, seen_before, len(chosen), default_bundle=default_bundle)
+            _warnings(learned, split, seen_before, len(chosen), shipped_bundle=shipped_bundle)
         ),
         errors=tuple(errors),
     )
@@ -293,14 +293,14 @@ def _warnings(
     seen_before: Sequence[str],
     frames: int,
     *,
-    default_bundle: bool,
+    shipped_bundle: bool,
 ) -> Iterable[str]:
     if seen_before:
         yield (
             f"{len(seen_before)} of the {frames} frames were learned from, or show the same steel"
             f" as one that was, such as {shown(seen_before[0])}: these figures are too good."
         )
-    elif default_bundle:
+    elif shipped_bundle:
         yield (
             "The shipped bundle learned from Severstal's frames and does not record which: on"
             " frames of that data set these figures are too good."
@@ -318,6 +318,6 @@ def _warnings(
         )
 
 
-def is_default(bundle: Bundle) -> bool:
-    """Whether it is the bundle that ships with the package, wherever it lies."""
-    return bundle.manifest.name == DEFAULT_BUNDLE.name
+def is_shipped(bundle: Bundle) -> bool:
+    """Whether it is a bundle that ships with the package, wherever it lies."""
+    return bundle.manifest.name in shipped_bundles()
