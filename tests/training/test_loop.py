@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from steelsight.errors import InputError
+from steelsight.evaluation.metrics import summary
 from steelsight.training import loop
 from steelsight.training.checkpoint import load_checkpoint
 from steelsight.training.config import TrainConfig, with_settings
@@ -26,6 +27,7 @@ def run(
     data: TrainingData,
     path: Path,
     *,
+    take_last: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Begins a run, or goes on with it."""
@@ -35,7 +37,9 @@ def run(
     folder = opened(path, inputs, config) if opened else RunFolder.create(path, config, inputs)
     with folder:
         fabric = start_fabric(config)
-        return train(config, data, path, folder, fabric, start="random", stop=stop)
+        return train(
+            config, data, path, folder, fabric, start="random", take_last=take_last, stop=stop
+        )
 
 
 def losses(path: Path) -> list[float]:
@@ -267,6 +271,33 @@ def test_a_gpu_that_is_not_there_is_named(tiny: TrainConfig) -> None:
 
 
 # Which weights are kept --------------------------------------------------------------------------
+
+
+def test_a_fold_is_measured_at_its_last_step_whatever_validations_say(
+    tiny: TrainConfig,
+    drawn_data: TrainingData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "score_of", lambda found: (0.0, 0.0))  # the first is never beaten
+    settings = {"steps": 12, "validate_every": 4, "patience": 1, "average": 2}
+    config = with_settings(tiny, settings)
+    chosen = run(config, drawn_data, tmp_path / "chosen")
+    assert (chosen.step, chosen.best_step) == (8, 4)
+    told = run(config, drawn_data, tmp_path / "last", take_last=True)
+    assert (told.finished, told.step, told.best_step) == (True, 12, 12)
+    best, about = load_checkpoint(tmp_path / "last" / BEST)
+    assert about["step"] == 12
+    last = weights(tmp_path / "last" / LAST)
+    assert same(best, {name: last[f"averaged.{name}"] for name in best})
+    assert not list((tmp_path / "last").glob("candidate-*"))
+    # What is told of it are its own answers: the last validation saw the same weights.
+    assert told.predictions is not None
+    with (tmp_path / "last" / VALIDATION).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [4, 8, 12]
+    measured = summary(told.predictions).to_json()
+    assert float(rows[-1]["auroc"]) == pytest.approx(measured["auroc"], abs=1e-6)
 
 
 def test_patience_ends_a_run_that_gains_nothing(

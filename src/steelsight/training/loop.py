@@ -317,6 +317,7 @@ def train(
     start: str,
     start_sha256: str | None = None,
     fold: int = 0,
+    take_last: bool = False,
     show: Callable[[Moment], None] = lambda _moment: None,
     tell: Callable[[str], None] = lambda _line: None,
     stop: Callable[[], bool] = lambda: False,
@@ -332,6 +333,9 @@ def train(
         start: ``random``, or a file or bundle with weights.
         start_sha256: what the start's file must be.
         fold: noted in the predictions.
+        take_last: validations are only noted: all steps are done, and the last weights measured.
+            For cross-validation: the network of all frames has nothing to choose by, and weights
+            chosen on the fold would flatter what is said of it.
         show: called after each step and now and then while measuring.
         tell: called with one line for people: what to know about the start.
         stop: asked after each step; if true, a checkpoint is written and the run ends unfinished.
@@ -340,7 +344,7 @@ def train(
         InputError: the start does not fit, the loss is not finite, memory or disk are full.
     """
     with _repeatable(fabric.device.type), _clear_memory_errors(config):
-        run = _Run(config, data, path, folder, fabric, fold, show)
+        run = _Run(config, data, path, folder, fabric, fold, take_last, show)
         return run.go(start, start_sha256, tell, stop)
 
 
@@ -355,10 +359,11 @@ class _Run:
         folder: RunFolder | None,
         fabric: Fabric,
         fold: int,
+        take_last: bool,
         show: Callable[[Moment], None],
     ) -> None:
         self.config, self.data, self.path, self.folder = config, data, path, folder
-        self.fabric, self.fold, self.show = fabric, fold, show
+        self.fabric, self.fold, self.take_last, self.show = fabric, fold, take_last, show
         self.state = _State()
         self.source = FrameSource(data.train, data.class_ids, config.cache_mb << 20)
         # Validation goes through its frames in order: keeping some would never help.
@@ -413,7 +418,7 @@ class _Run:
 
     def ended(self) -> bool:
         """All steps done, or no gain for too long."""
-        patience = self.config.patience
+        patience = 0 if self.take_last else self.config.patience
         gave_up = bool(patience) and self.state.without_gain >= patience
         return gave_up or self.state.step >= self.config.steps
 
@@ -476,7 +481,7 @@ class _Run:
     # Measuring -----------------------------------------------------------------------------------
 
     def _validate(self, learner: Learner) -> None:
-        """Measures the averaged weights; keeps them where the worst type got better."""
+        """Measures the averaged weights."""
         if self.folder:
             predictor = self._predictor(learner.averaged.state)
             found = self._predict(
@@ -489,13 +494,8 @@ class _Run:
             every = self.config.pictures_every * self.config.validate_every
             if every and self._due(every):
                 self.folder.write_pictures(step, self._samples(predictor))
-            if score > self.state.best:
-                self.state.best, self.state.best_step = score, step
-                self.state.without_gain = 0
-                self._save_weights(BEST, learner.averaged.state, step)
-            else:
-                self.state.without_gain += 1
-            self._keep_candidate(learner, score)
+            if not self.take_last:
+                self._choose(learner, score)
             if self.moment:
                 self.moment = replace(self.moment, validation=self.validation)
                 self.show(self.moment)
@@ -551,6 +551,16 @@ class _Run:
         if self.fabric.world_size > 1:
             self.fabric.barrier()
 
+    def _choose(self, learner: Learner, score: tuple[float, float]) -> None:
+        """Keeps the weights if the worst type got better."""
+        if score > self.state.best:
+            self.state.best, self.state.best_step = score, self.state.step
+            self.state.without_gain = 0
+            self._save_weights(BEST, learner.averaged.state, self.state.step)
+        else:
+            self.state.without_gain += 1
+        self._keep_candidate(learner, score)
+
     def _save_weights(
         self, name: str, state: Mapping[str, Tensor], step: int, averaged: Sequence[str] = ()
     ) -> None:
@@ -582,10 +592,14 @@ class _Run:
         """The best weights on all held-out frames."""
         if not self.folder:
             return Outcome(True, self.state.step, self.state.best_step, None)
-        if not self.data.held_out:
-            self._save_weights(BEST, learner.averaged.state, self.state.step)
-            return Outcome(True, self.state.step, self.state.step, None)
         everything = range(len(self.data.held_out))
+        if self.take_last or not everything:
+            last = learner.averaged.state
+            self._save_weights(BEST, last, self.state.step)
+            found = None
+            if everything:
+                found = self._predict(self._predictor(last), everything, "measuring")
+            return Outcome(True, self.state.step, self.state.step, found)
         weights, about = load_checkpoint(self.path / BEST)
         found = self._predict(self._predictor(weights), everything, "measuring")
         names = sorted(self.state.candidates)

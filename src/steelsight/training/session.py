@@ -353,6 +353,7 @@ def _run_part(
             start=request.start,
             start_sha256=request.start_sha256,
             fold=max(part.fold, 0),
+            take_last=request.folds is not None,
             show=told,
             tell=tell if fabric.is_global_zero else lambda _line: None,
             stop=stop,
