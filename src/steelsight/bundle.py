@@ -59,6 +59,17 @@ class FileEntry(_Table):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class FirstLookEntry(FileEntry):
+    """A smaller gate, of another bundle, that may settle a frame before stage 1 looks at it."""
+
+    multiple_of: int = Field(ge=1)
+    """H and W must be multiples of this; frames are padded further where needed."""
+    model: str
+    """``name@sha8`` of the bundle that it was taken from."""
+    weights_sha256: str
+    """Of its trained weights."""
+
+
 class ClassEntry(_Table):
     """One defect type, in the order of the network's channels."""
 
@@ -116,6 +127,8 @@ class Manifest(_Table):
     segmenter_takes: SegmenterInput = SegmenterInput.FEATURES
     weights: FileEntry | None = None
     """The trained weights, safetensors; see ``Bundle.weights``."""
+    first_look: FirstLookEntry | None = None
+    """Used where the decision has a rule for it."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Manifest":
@@ -156,6 +169,12 @@ class Bundle(BaseModel):
     def segmenter_path(self) -> Path:
         """The segmenter network: features or frames in, mask probabilities out."""
         return self.folder / self.manifest.segmenter.file
+
+    @property
+    def first_look_path(self) -> Path | None:
+        """The network of the first look: frames in, probabilities out; ``None`` without one."""
+        entry = self.manifest.first_look
+        return None if entry is None else self.folder / entry.file
 
     @property
     def self_test_path(self) -> Path:
@@ -235,7 +254,8 @@ def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bun
         raise BundleError(
             f"{manifest_path}: {where}: {problem['msg']}; export the bundle again with this version"
         ) from None
-    for entry in (manifest.gate, manifest.segmenter, manifest.parity, manifest.self_test):
+    needed = (manifest.gate, manifest.segmenter, manifest.parity, manifest.self_test)
+    for entry in (*needed, *([manifest.first_look] if manifest.first_look else [])):
         _check(folder, entry)
     if not (folder / CARD).is_file():
         raise BundleError(f"{folder}: expected {CARD}; a model without a card is not run")
@@ -250,10 +270,16 @@ def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bun
             f"{folder}: the parity check against the trained network failed when this bundle was "
             f"made (see {PARITY}); export it again"
         )
+    rules = load_decision(decision or folder / DECISION, [c.id for c in manifest.classes])
+    if rules.first_look and not manifest.first_look:
+        raise InputError(
+            f"{decision or folder / DECISION}: [first_look] is for a bundle with a first look, "
+            f"{folder} has none; remove the table, or add one: steelsight model first-look"
+        )
     return Bundle(
         folder=folder,
         manifest=manifest,
-        decision=load_decision(decision or folder / DECISION, [c.id for c in manifest.classes]),
+        decision=rules,
         sha256=hashlib.sha256(content).hexdigest(),
         parity=parity,
     )

@@ -33,6 +33,16 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _at_temperature(probability: Numbers, temperature: float) -> Numbers:
+    if temperature == 1:
+        return probability
+    # p^a / (p^a + (1 - p)^a) is the sigmoid of a times the logit, without infinite logits.
+    power = 1 / temperature
+    faulty = probability**power
+    calibrated: Numbers = faulty / (faulty + (1 - probability) ** power)
+    return calibrated
+
+
 class GateRule(_Table):
     """Thresholds on ``faulty_probability``."""
 
@@ -59,17 +69,25 @@ class GateRule(_Table):
         Args:
             faulty_probability: of the network, 0..1, one or many.
         """
-        if self.temperature == 1:
-            return faulty_probability
-        # p^a / (p^a + (1 - p)^a) is the sigmoid of a times the logit, without infinite logits.
-        power = 1 / self.temperature
-        faulty = faulty_probability**power
-        calibrated: Numbers = faulty / (faulty + (1 - faulty_probability) ** power)
-        return calibrated
+        return _at_temperature(faulty_probability, self.temperature)
 
     def weighed(self, scores: Numbers, faulty_probability: Numbers) -> Numbers:
         """Scores of types as thresholds meet them; arguments broadcast."""
         return scores * faulty_probability if self.soft else scores
+
+
+class FirstLookRule(_Table):
+    """What the bundle's first look, a smaller network in front of stage 1, may settle."""
+
+    clear_below: float = Field(gt=0, lt=1)
+    """A frame below is OK; nothing else looks at it. Not above that of the gate, so that everywhere
+    a ``faulty_probability`` below the gate's means a cleared frame."""
+    temperature: float = Field(default=1.0, ge=0.05, le=20)
+    """As that of the gate."""
+
+    def calibrated(self, faulty_probability: Numbers) -> Numbers:
+        """The first look's answer at the temperature; NaN stays NaN."""
+        return _at_temperature(faulty_probability, self.temperature)
 
 
 class InputRule(_Table):
@@ -106,9 +124,21 @@ class Decision(_Table):
     gate: GateRule
     input: InputRule
     types: Mapping[str, TypeRule]
+    first_look: FirstLookRule | None = None
+    """``None``: stage 1 looks at every frame, even if the bundle has a first look."""
     sha256: str = ""
     text: str = Field(default="", repr=False, exclude=True)
     """The file, as it was read."""
+
+    @model_validator(mode="after")
+    def _first_clears_less(self) -> "Decision":
+        if self.first_look and self.first_look.clear_below > self.gate.clear_below:
+            raise ValueError(
+                f"first_look.clear_below ({self.first_look.clear_below:g}) must not exceed "
+                f"gate.clear_below ({self.gate.clear_below:g}): the first look clears what stage 1 "
+                "would clear, too"
+            )
+        return self
 
     @property
     def id(self) -> str:
@@ -203,6 +233,17 @@ def check_contrast(grey_hw: NDArray[np.uint8], decision: Decision) -> None:
 def is_cleared(faulty_probability: float, decision: Decision) -> bool:
     """Whether stage 1 alone settles the frame; never true for NaN."""
     return faulty_probability < decision.gate.clear_below
+
+
+def is_settled(first_look: float, decision: Decision) -> bool:
+    """Whether the first look alone settles the frame.
+
+    Args:
+        first_look: its ``faulty_probability``, as the network says it; NaN settles nothing.
+        decision: if it has no rule for the first look, nothing is settled.
+    """
+    rule = decision.first_look
+    return rule is not None and rule.calibrated(first_look) < rule.clear_below
 
 
 def mask_peaks(probabilities_chw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_people_see_thresholds_and_what_they_give(call, run, out, monkeypatch):
     assert "soft = true" in out.read_text()
 
 
+def test_a_first_look_is_used_where_its_scores_are_known(call, run, out, found):
+    for options, settled in (((), False), (("--first-look", 0), False)):
+        told = json.loads(call("calibrate", run, *options, "--out", out, "--force", "--json").out)
+        assert (told["first_look"] is not None) == settled
+    rng = np.random.default_rng(3)
+    scores = (rng.normal(-4, 1, len(found)) + 5 * found.faulty).astype(np.float32)
+    replace(found, first_look_logits=scores).save(run / "predictions.npz")
+    for options, share in (((), 60), (("--first-look", 0.4), 40), (("--first-look", 0), 0)):
+        told = json.loads(call("calibrate", run, *options, "--out", out, "--force", "--json").out)
+        assert (told["first_look"] is not None) == bool(share)
+        if share:
+            settles = float(re.search(r"the first look settles ([0-9.]+) %", told["rule"])[1])
+            assert settles == pytest.approx(share, abs=0.5)
+        assert told["nested"]["escape_rate"]["of"] == told["on_these_frames"]["escape_rate"]["of"]
+    answer = call("calibrate", run, "--out", out, "--force")
+    assert re.search(r"^ *first look +0\.\d+", answer.out, re.MULTILINE), answer.out
+
+
 def test_an_option_implies_its_rule(call, run, out):
     told = json.loads(call("calibrate", run, "--escape-cost", 10, "--out", out, "--json").out)
     assert told["rule"].startswith("the least expected cost")
@@ -128,6 +147,7 @@ def test_an_option_implies_its_rule(call, run, out):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
+        (("--first-look", 0.5), "expected predictions with the scores of a first look, got none"),
         (("--rule", "best"), "expected --rule false-alarms, kaggle, recall, cost, guarantee, got"),
         (("--rule", "kaggle", "--recall", 1), "--recall belongs to the rule recall, but the"),
         (("--recall", 1, "--per-type"), "--per-type belongs to the rule guarantee"),

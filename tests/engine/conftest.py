@@ -17,6 +17,7 @@ from steelsight.bundle import (
     Bundle,
     ClassEntry,
     FileEntry,
+    FirstLookEntry,
     InputEntry,
     Manifest,
     SegmenterInput,
@@ -24,6 +25,7 @@ from steelsight.bundle import (
 )
 from steelsight.decisions import Decision
 from steelsight.engine import Inspector
+from steelsight.engine.cascade import Networks
 from steelsight.errors import EngineError
 from steelsight.imaging import DecodePolicy
 
@@ -40,6 +42,12 @@ class Level(IntEnum):
     """Faulty for the gate; nothing for the segmenter."""
     DOUBTFUL = 246
     """Between the gate's two thresholds; nothing for the segmenter."""
+    FIRST_LOOK_UNSURE = 247
+    """Clean for the gate; the first look cannot tell."""
+    FIRST_LOOK_NAN = 248
+    FIRST_LOOK_FAILS = 249
+    FIRST_LOOK_MISSES = 250
+    """The first look sees nothing at all on a frame with it."""
     TYPE_1 = 251
     TYPE_2 = 252
     TYPE_3 = 253
@@ -88,6 +96,36 @@ class FakeGate:
 
 
 @dataclass
+class FakeFirstLook:
+    """Sees every mark but one; its heads differ from the gate's."""
+
+    label: str = "fake-fp32"
+    calls: int = 0
+    multiple_of: int = 64
+
+    def run(self, inputs):
+        self.calls += 1
+        frames = inputs["frames"]
+        assert set(inputs) == {"frames"}
+        assert frames.dtype == np.uint8
+        assert frames.flags.c_contiguous
+        assert frames.shape[2] % self.multiple_of == frames.shape[3] % self.multiple_of == 0
+        seen = set(np.unique(frames).tolist())
+        if Level.FIRST_LOOK_FAILS in seen:
+            raise EngineError("the fake first look failed")
+        faulty = FAULTY if max(seen) >= Level.GATE_NAN else CLEAN / 2
+        if Level.FIRST_LOOK_MISSES in seen:
+            faulty = CLEAN / 2
+        return {
+            "faulty_probability": np.array(
+                [np.nan if Level.FIRST_LOOK_NAN in seen else faulty], np.float32
+            ),
+            "class_probabilities": np.array([[0.03, 0.02, 0.03, 0.02]], np.float32),
+            "c2": frames,
+        }
+
+
+@dataclass
 class FakeSegmenter:
     """``c2`` (or frames) in; a sure mask for every pixel of a type's level."""
 
@@ -115,6 +153,7 @@ class Bench:
     inspector: Inspector
     gate: Any
     segmenter: Any
+    first_look: Any = None
 
 
 @pytest.fixture
@@ -148,6 +187,8 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
         segmenter=None,
         allow_colour=True,
         segmenter_takes=SegmenterInput.FEATURES,
+        first_look=None,
+        rules=decision,
         **given,
     ) -> Bench:
         spec = {
@@ -174,15 +215,24 @@ def bench(decision, tmp_path) -> Callable[..., Bench]:
             self_test=file,
             training=TrainingEntry(data="none", terms="none", weights_sha256="0" * 64),
             segmenter_takes=segmenter_takes,
+            first_look=first_look
+            and FirstLookEntry(
+                **file.model_dump(),
+                multiple_of=first_look.multiple_of,
+                model="fast@00000000",
+                weights_sha256="0" * 64,
+            ),
         )
         bundle = Bundle(
-            folder=Path(tmp_path), manifest=manifest, decision=decision, sha256="b" * 64, parity={}
+            folder=Path(tmp_path), manifest=manifest, decision=rules, sha256="b" * 64, parity={}
         )
         if segmenter_takes is SegmenterInput.FRAMES:
             gate = gate or FakeGate(features=False)
             segmenter = segmenter or FakeSegmenter(takes=("frames",))
         gate, segmenter = gate or FakeGate(), segmenter or FakeSegmenter()
-        return Bench(Inspector(bundle, gate, segmenter, policy, allow_colour), gate, segmenter)
+        networks = Networks(gate, segmenter, first_look)
+        inspector = Inspector(bundle, networks, policy, allow_colour)
+        return Bench(inspector, gate, segmenter, first_look)
 
     return build
 

@@ -35,7 +35,6 @@ def decoders() -> Iterator[Decoders]:
     """Networks and decoders are there once for these tests, not for each replay."""
     load_once = functools.cache(runtime.load_runtime)
     with Decoders(1) as shared, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "load_runtime", load_once)
         patch.setattr(MODULE, "Decoders", lambda _: nullcontext(shared))
         patch.setattr("steelsight.engine.cascade.load_runtime", load_once)
         yield shared
@@ -392,7 +391,7 @@ def test_an_engine_that_is_not_installed(own: Path, monkeypatch: pytest.MonkeyPa
     def missing(*_: object) -> None:
         raise EngineError("expected openvino, it is not installed")
 
-    monkeypatch.setattr(MODULE, "load_runtime", missing)
+    monkeypatch.setattr("steelsight.engine.cascade.load_runtime", missing)
     with pytest.raises(EngineError, match=r"not installed \(give --engine"):
         replay(own, first(own, Verdict.NG))
 

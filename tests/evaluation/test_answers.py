@@ -154,7 +154,10 @@ class FailingNow:
     ],
 )
 def test_an_engine_that_fails_is_no_answer(inspector, frames, error, reason):
-    failing = Inspector(inspector.bundle, inspector._gate, FailingNow(inspector._segmenter, error))
+    failing = Inspector(
+        inspector.bundle,
+        inspector._networks._replace(segmenter=FailingNow(inspector._networks.segmenter, error)),
+    )
     predictions = predict_bundle(failing, frames[:2])
     assert not len(predictions)
     assert [frame.reason for frame in predictions.unanswered] == [reason] * 2

@@ -455,6 +455,22 @@ def part_of(found: Predictions, keep) -> Predictions:
     return found.take(chosen)
 
 
+def test_scores_of_a_first_look_are_kept_with_their_frames(tmp_path, random_ones):
+    scores = np.linspace(-5, 5, 30).astype(np.float32)
+    found = replace(random_ones(4, 30), first_look_logits=scores)
+    found.save(tmp_path / "found.npz")
+    assert np.array_equal(Predictions.load(tmp_path / "found.npz").first_look_logits, scores)
+    odd = np.arange(30) % 2 == 1
+    parts = [found.take(odd), found.take(~odd)]
+    assert np.array_equal(parts[0].first_look_logits, scores[odd])
+    both = Predictions.concatenate(parts).first_look_logits
+    assert np.array_equal(both, np.concatenate([scores[odd], scores[~odd]]))
+    parts[1] = replace(parts[1], first_look_logits=None)
+    assert Predictions.concatenate(parts).first_look_logits is None, "not of every frame"
+    with pytest.raises(ValueError, match="first_look_logits: expected float32"):
+        replace(found, first_look_logits=scores[1:])
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 5), st.integers(1, 3))
 def test_parts_put_together_are_the_whole(random_ones, n, count):

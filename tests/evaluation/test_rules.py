@@ -26,6 +26,7 @@ from steelsight.evaluation.rules import (
     least_cost,
     most_escapes,
     one_of_each_group,
+    settled_temperature,
 )
 
 
@@ -382,6 +383,18 @@ def test_the_temperature_has_the_least_negative_log_likelihood(true):
         options={"xatol": 1e-9},
     )
     assert fitted == pytest.approx(reference.x, rel=6e-5), "five digits"
+
+
+@pytest.mark.parametrize(("faulty", "shift"), [(0, -4), (3, -3), (40, -1), (150, 2)])
+def test_what_is_settled_is_as_faulty_as_it_says(faulty, shift):
+    z = np.random.default_rng(faulty).normal(shift, 0.5, 200)
+    fitted = settled_temperature(z, faulty)
+    assert sigmoid(z / fitted).mean() == pytest.approx((faulty + 0.5) / 201, rel=1e-3)
+
+
+def test_scores_that_cannot_say_it_have_the_nearest_temperature():
+    assert settled_temperature(np.full(20, -1e-3), 0) == pytest.approx(0.05)
+    assert settled_temperature(np.full(20, -1e3), 9) == pytest.approx(20)
 
 
 @pytest.mark.parametrize(

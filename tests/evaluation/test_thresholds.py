@@ -283,7 +283,7 @@ def separate(found: Predictions, seed=1) -> Predictions:
 
 
 def strictness(found, *, temperature=False, soft=False):
-    seen = _Seen.of(found, temperature=temperature, soft=soft)
+    seen = _Seen.of(found, temperature=temperature, soft=soft, first_look=0)
     return seen, _Strictness(seen)
 
 
@@ -870,3 +870,70 @@ def test_what_the_other_rules_give_on_real_frames(out_of_fold):
     assert figures(FalseAlarms()) == [(26, 22), (25, 25)]
     assert figures(Cost()) == [(18, 41), (23, 32)]
     assert figures(Recall(0.95)) == [(5, 206), (6, 209)]
+
+
+# A first look -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_first_look(random_ones):
+    """Scores of a first look that follow the labels less than those of stage 1, without ties."""
+    found = random_ones(11, 900)
+    rng = np.random.default_rng(11)
+    gate = rng.normal(-4, 1.5, 900) + 6 * found.faulty
+    first = rng.normal(-3, 1, 900) + 4 * found.faulty
+    return replace(
+        found,
+        faulty_logits=gate.astype(np.float32),
+        first_look_logits=first.astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("rule", [FalseAlarms(), Recall(0.8), Cost(), Guarantee(0.3), Kaggle()])
+def test_a_first_look_settles_the_share_that_was_asked_for(with_first_look, rule, share):
+    found, clean = with_first_look, ~with_first_look.faulty
+    choice = choose(found, rule, first_look=share)
+    decision = choice.decision("n", "c")
+    assert decision.first_look is not None
+    first_n = decision.first_look.calibrated(found.first_look_probability)
+    settled_n = first_n < decision.first_look.clear_below
+    assert settled_n[clean].sum() == pytest.approx(share * clean.sum(), abs=1)
+    # Among the frames that it settles, it says how many are faulty.
+    expected = ((settled_n & found.faulty).sum() + 0.5) / (settled_n.sum() + 1)
+    assert first_n[settled_n].mean() == pytest.approx(expected, rel=1e-3)
+    assert f"settles {100 * settled_n[clean].mean():.3g} % of the clean frames" in decision.rule
+    verdicts = apply_decision(found, decision)
+    assert verdicts.cleared_n[settled_n].all()
+    assert not verdicts.ng_n[settled_n].any()
+    assert f"# {(settled_n & found.faulty).sum()} of {found.faulty.sum()} faulty" in choice.to_toml(
+        "n", "c"
+    )
+
+
+def test_its_price_is_in_the_outcome(with_first_look):
+    """A rule that wants a recall pays for the frames that are hidden from it."""
+    faulty = with_first_look.faulty
+    blind = with_first_look.first_look_logits.copy()
+    hidden = np.flatnonzero(faulty)[: int(0.1 * faulty.sum())]
+    blind[hidden] = -20
+    found = replace(with_first_look, first_look_logits=blind)
+    for share in (0.0, 0.5):
+        decision = choose(found, Recall(0.85), first_look=share).decision()
+        verdicts = apply_decision(found, decision)
+        assert verdicts.ng_n[faulty].mean() >= 0.85
+        assert verdicts.ng_n[hidden].any() == (share == 0)
+    with pytest.raises(InputError, match="leave room for a first look"):
+        choose(found, Recall(0.95), first_look=0.5)
+
+
+def test_a_first_look_without_scores_or_with_few_clean_frames_is_refused(
+    with_first_look, random_ones
+):
+    with pytest.raises(InputError, match="with the scores of a first look, got none"):
+        choose(random_ones(1, 900), FalseAlarms(), first_look=0.6)
+    few = np.cumsum(~with_first_look.faulty) < LEAST_CLEAN
+    with pytest.raises(InputError, match="at least 100 clean frames to see what a first look"):
+        choose(with_first_look.take(few), FalseAlarms(), first_look=0.6)
+    with pytest.raises(InputError, match="--first-look as a share"):
+        choose(with_first_look, FalseAlarms(), first_look=1.5)

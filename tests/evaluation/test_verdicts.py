@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from steelsight.data.frames import FramePixels, LabelledFrame
-from steelsight.decisions import Decision, decide, is_cleared
+from steelsight.decisions import Decision, FirstLookRule, decide, is_cleared
 from steelsight.defects import Verdict
+from steelsight.engine.cascade import Evidence
 from steelsight.errors import InputError
 from steelsight.evaluation.predictions import Answer, Collector, sigmoid
-from steelsight.evaluation.verdicts import apply_decision
+from steelsight.evaluation.verdicts import apply_decision, faulty_met_by
 from steelsight.masks import encode_rle
 
 SIZE_HW = (48, 64)
@@ -128,3 +129,47 @@ def test_the_rules_of_another_model_are_refused():
     other = decision.model_copy(update={"types": {"x": decision.types["x"]}})
     with pytest.raises(InputError, match="expected a decision with rules for the types x, y, got"):
         apply_decision(found, other)
+
+
+@pytest.mark.parametrize("gate", ["", "soft = true", "temperature = 2.5"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_first_look_settles_frames_as_in_the_cascade(gate, temperature):
+    rule = FirstLookRule(clear_below=0.15, temperature=temperature)
+    decision = decision_of(gate).model_copy(update={"first_look": rule})
+    found, answers, _ = looked_at(6)
+    first = np.random.default_rng(6).normal(-2, 1.5, len(found)).astype(np.float32)
+    found = replace(found, first_look_logits=first)
+    verdicts = apply_decision(found, decision)
+    settled = set()
+    for n, answer in enumerate(answers):
+        faulty, first_n = (
+            float(sigmoid(np.float32([z]))[0]) for z in (answer.faulty_logit, first[n])
+        )
+        seen = Evidence(
+            faulty,
+            answer.head_probabilities_k,
+            answer.probabilities_khw,
+            Evidence(first_n, answer.head_probabilities_k, None),
+        ).met_by(decision)
+        settled.add(seen.probabilities_chw is None)
+        judged = decide(*seen[:3], decision)
+        assert verdicts.ng_n[n] == (judged.verdict is Verdict.NG)
+        assert verdicts.ok_n[n] == (judged.verdict is Verdict.OK)
+        assert faulty_met_by(decision, found)[n] == pytest.approx(seen.faulty_probability)
+    assert settled == {True, False}
+
+
+def test_a_first_look_that_is_not_finite_settles_nothing():
+    decision = decision_of().model_copy(update={"first_look": FirstLookRule(clear_below=0.15)})
+    found, _, _ = looked_at(7, frames=10)
+    first = np.full(10, -6, np.float32)
+    first[3] = np.nan
+    verdicts = apply_decision(replace(found, first_look_logits=first), decision)
+    assert np.flatnonzero(~verdicts.answered_n).tolist() == [3]
+    assert verdicts.ok_n.sum() == 9
+
+
+def test_predictions_without_a_first_look_cannot_be_judged_by_its_rule():
+    decision = decision_of().model_copy(update={"first_look": FirstLookRule(clear_below=0.15)})
+    with pytest.raises(InputError, match="the scores of a first look"):
+        apply_decision(looked_at(8, frames=2)[0], decision)

@@ -137,6 +137,45 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
 
 
 @model_app.command
+def first_look(
+    bundle: Annotated[Path, Parameter(help="Bundle, folder or shipped name.")],
+    fast: Annotated[Path, Parameter(help="A faster bundle of the same types (train --plan fast).")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="New or empty folder for the new bundle.")],
+    decision: Annotated[
+        Path | None, Parameter(help="Decision file to put in; that of BUNDLE if left out.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Put the gate of a faster bundle in front of another one, to clear most clean frames.
+
+    It clears nothing before the decision says so: evaluate the new bundle on labelled frames with
+    --save-predictions, then let `calibrate` choose [first_look] and tell what it costs.
+
+    Example: steelsight model first-look my-bundle/ my-fast-bundle/ --out both/
+    """
+    from steelsight.bundle import load_bundle
+    from steelsight.engine.first_look import add_first_look
+
+    made = add_first_look(load_bundle(bundle), load_bundle(fast), out, decision)
+    rule = made.decision.first_look
+    if json:
+        print_json({"model": made.id, "folder": str(out), "used": rule is not None})
+        return DONE
+    console = console_for(json)
+    console.print(f"{made.id} in {out}", highlight=False)
+    if rule is None:
+        console.print(
+            "Its decision has no [first_look] yet: nothing is cleared by it. Next:\n"
+            f"  steelsight evaluate DATA --bundle {out} --out eval/ --save-predictions\n"
+            "  steelsight calibrate eval/ --out decision.toml",
+            highlight=False,
+        )
+    return DONE
+
+
+@model_app.command
 def convert_weights(
     source: Annotated[Path, Parameter(help="A .pth file from somebody you trust.")],
     target: Annotated[Path, Parameter(help="New .safetensors file.")],

@@ -77,6 +77,13 @@ def calibrate(
     soft_gate: Annotated[
         bool, Parameter(negative="", help="Stage 1's probability weighs the scores of types.")
     ] = False,
+    first_look: Annotated[
+        float | None,
+        Parameter(
+            help="Share of the clean frames that the bundle's first look settles; 0 for none. 0.6"
+            " if the predictions have its scores."
+        ),
+    ] = None,
     name: Annotated[
         str | None, Parameter(help="Of the decision; folder and rule if left out.")
     ] = None,
@@ -96,7 +103,12 @@ def calibrate(
     """
     from steelsight.decisions import load_decision
     from steelsight.evaluation.predictions import Predictions
-    from steelsight.evaluation.thresholds import choose, nested_verdicts, outcome
+    from steelsight.evaluation.thresholds import (
+        FIRST_LOOK_SHARE,
+        choose,
+        nested_verdicts,
+        outcome,
+    )
     from steelsight.evaluation.verdicts import apply_decision
 
     if out.exists() and not force:
@@ -117,9 +129,18 @@ def calibrate(
     )
     file = _predictions_file(path)
     found = Predictions.load(file)
+    if first_look is None:
+        first_look = 0.0 if found.first_look_logits is None else FIRST_LOOK_SHARE
 
     def choice_of(some: Predictions, *, curve: bool = False) -> "Choice":
-        return choose(some, wanted, temperature=temperature, soft=soft_gate, curve=curve)
+        return choose(
+            some,
+            wanted,
+            temperature=temperature,
+            soft=soft_gate,
+            curve=curve,
+            first_look=first_look,
+        )
 
     with working("choosing thresholds, on all frames and nested"):
         choice = choice_of(found, curve=True)
@@ -225,6 +246,8 @@ def _print(console: "Console", told: Mapping[str, Any], found: "Predictions", ru
     rows = [["threshold", "of frames", *(f"type {c}" for c in told["types"])]]
     blank = [""] * len(told["types"])
     rows += [[key, f"{gate[key]:.4g}", *blank] for key in ("clear_below", "ng_from")]
+    if told["first_look"]:
+        rows.insert(1, ["first look", f"{told['first_look']['clear_below']:.4g}", *blank])
     if gate["temperature"] != 1:
         rows.append(["temperature", f"{gate['temperature']:.4g}", *blank])
     rows += [

@@ -56,7 +56,7 @@ def evaluate(
     /,
     *,
     bundle: Annotated[
-        Path | None, Parameter(help="Folder, or severstal-r50 (default), severstal-r50-fast.")
+        Path | None, Parameter(help="Folder; severstal-r50, which is shipped, if left out.")
     ] = None,
     decision: Annotated[
         Path | None, Parameter(help="Decision file to use instead of the bundle's.")

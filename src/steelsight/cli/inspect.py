@@ -445,7 +445,9 @@ def thresholds(bundle: "Bundle") -> list[list[str]]:
         rule = bundle.decision.types[defect_class.id]
         figures = (f"{rule.label_from:g}", f"{rule.pixel_from:.3g}", str(rule.min_area_px))
         rows.append([defect_class.name, *figures])
-    gate = bundle.decision.gate
+    gate, first = bundle.decision.gate, bundle.decision.first_look
+    if first is not None:
+        rows.append(["Frame: cleared by the first look", f"below {first.clear_below:.3g}", "", ""])
     rows.append(["Frame: cleared", f"below {gate.clear_below:.3g}", "", ""])
     rows.append(["Frame: NG", f"from {gate.ng_from:.3g}", "", ""])
     return rows

@@ -24,7 +24,7 @@ _MAX_LINE_CHARACTERS = 4000
 
 BundleFolder = Annotated[
     Path | None,
-    Parameter(name="--bundle", help="Folder, or severstal-r50 (default), severstal-r50-fast."),
+    Parameter(name="--bundle", help="Folder; severstal-r50, which is shipped, if left out."),
 ]
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 

@@ -1,4 +1,4 @@
-"""The way of one frame: take in -> gate -> segment only where needed -> decide.
+"""The way of one frame: take in -> (first look) -> gate -> segment only where needed -> decide.
 
 Read ``Inspector.inspect`` top to bottom; each step adds one thing and its time.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from steelsight import imaging
 from steelsight.bundle import Bundle, InputEntry, SegmenterInput, load_bundle
 from steelsight.data.threads import frame_by_frame
-from steelsight.decisions import check_contrast, decide, is_cleared
+from steelsight.decisions import Decision, check_contrast, decide, is_cleared, is_settled
 from steelsight.defects import Inspection, Reason, Verdict
 from steelsight.engine.choice import choose_engine
 from steelsight.engine.runtime import Engine, Runtime, load_runtime, share_threads
@@ -31,6 +31,9 @@ Image = NDArray[Any] | bytes | str | Path
 
 DECODE_AHEAD = 4
 """Frames taken beyond those in work: hides the decode time, holds little memory."""
+
+SETTLED = "cleared by the first look, a smaller network than that of stage 1"
+"""Note of a result for which stage 1's own network did not run."""
 
 _IMAGE_TYPES = (np.ndarray, bytes, str, Path)
 
@@ -68,14 +71,56 @@ class Evidence(NamedTuple):
     """What the networks say about a frame, before any decision.
 
     Attributes:
-        faulty_probability: stage 1, as the network says it.
-        head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``.
+        faulty_probability: stage 1, as the network says it; minus infinity where the first look
+            settled the whole frame.
+        head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``; as above.
         probabilities_chw: of the masks; ``None`` if stage 1 cleared the whole frame.
+        first_look: the first two of the first look; ``None`` without one.
     """
 
     faulty_probability: float
     head_probabilities: NDArray[np.float32]
     probabilities_chw: NDArray[np.float32] | None
+    first_look: "Evidence | None" = None
+
+    def met_by(self, decision: Decision) -> "Evidence":
+        """What a decision's thresholds are compared with: calibrated, of the network that counts.
+
+        That is the first look where it settles the frame. Where its answer is NaN, all is NaN.
+        """
+        first = self.first_look
+        if first is not None and decision.first_look is not None:
+            if is_settled(first.faulty_probability, decision):
+                calibrated = decision.first_look.calibrated(first.faulty_probability)
+                return Evidence(calibrated, first.head_probabilities, None)
+            if not math.isfinite(first.faulty_probability):
+                return self._replace(faulty_probability=math.nan)
+        return self._replace(faulty_probability=decision.gate.calibrated(self.faulty_probability))
+
+
+class Networks(NamedTuple):
+    """A bundle's networks on an engine."""
+
+    gate: Runtime
+    segmenter: Runtime
+    first_look: Runtime | None = None
+
+    @classmethod
+    def load(
+        cls, bundle: Bundle, engine: Engine | str, threads: int | None = None, workers: int = 1
+    ) -> "Networks":
+        """Loads the files of a bundle; arguments and errors as ``load_runtime``."""
+        paths = [bundle.gate_path, bundle.segmenter_path]
+        if bundle.first_look_path is not None:
+            paths.append(bundle.first_look_path)
+        precision = bundle.manifest.precision
+        # Most of the time to the first verdict is spent here: all at once.
+        with ThreadPoolExecutor(len(paths)) as pool:
+            return cls(
+                *pool.map(
+                    lambda path: load_runtime(path, precision, engine, threads, workers), paths
+                )
+            )
 
 
 class Tile(NamedTuple):
@@ -108,8 +153,7 @@ class Inspector:
     def __init__(
         self,
         bundle: Bundle,
-        gate: Runtime,
-        segmenter: Runtime,
+        networks: Networks,
         policy: imaging.DecodePolicy | None = None,
         allow_colour: bool = False,
         workers: int = 1,
@@ -121,9 +165,8 @@ class Inspector:
         policy = policy or imaging.DecodePolicy()
         grey_only = policy.grey_only or (bundle.manifest.input.monochrome and not allow_colour)
         self.policy = replace(policy, grey_only=grey_only)
-        self._gate = gate
-        self._segmenter = segmenter
-        self.engine = gate.label
+        self._networks = networks
+        self.engine = networks.gate.label
 
     @classmethod
     def load(
@@ -167,14 +210,8 @@ class Inspector:
         threads, workers = share_threads(threads, workers)
         if engine == Engine.AUTO:
             engine = choose_engine(loaded, threads, workers).engine
-        precision = loaded.manifest.precision
-        # Most of the time to the first verdict is spent here: both at once.
-        with ThreadPoolExecutor(2) as pool:
-            gate, segmenter = pool.map(
-                lambda path: load_runtime(path, precision, engine, threads, workers),
-                (loaded.gate_path, loaded.segmenter_path),
-            )
-        return cls(loaded, gate, segmenter, policy, allow_colour, workers, decode)
+        networks = Networks.load(loaded, engine, threads, workers)
+        return cls(loaded, networks, policy, allow_colour, workers, decode)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
         """Inspects one image.
@@ -366,9 +403,10 @@ class Inspector:
         decision = self.bundle.decision
         try:
             evidence = self._look(frame.grey_hw, milliseconds)
-            faulty_probability = decision.gate.calibrated(evidence.faulty_probability)
             started = time.perf_counter()
-            judgement = decide(faulty_probability, *evidence[1:], decision)
+            met = evidence.met_by(decision)
+            faulty_probability = met.faulty_probability
+            judgement = decide(*met[:3], decision)
             milliseconds["decide"] = _ms_since(started)
         except EngineError as error:
             return self.unknown(taken, Reason.ENGINE_FAILED, str(error))
@@ -390,12 +428,16 @@ class Inspector:
             decision=decision.id,
             engine=self.engine,
             milliseconds=milliseconds,
-            notes=frame.notes + self._notes(frame),
+            notes=frame.notes + self._notes(frame, evidence),
         )
 
-    def _notes(self, frame: imaging.Frame) -> tuple[str, ...]:
+    def _notes(self, frame: imaging.Frame, evidence: Evidence) -> tuple[str, ...]:
         """What a reader of the result should know about how the frame was looked at."""
         notes = []
+        if evidence.first_look and is_settled(
+            evidence.first_look.faulty_probability, self.bundle.decision
+        ):
+            notes.append(SETTLED)
         width, height = self.bundle.manifest.input.tile_wh
         if frame.size_wh != (width, height):
             notes.append(
@@ -420,7 +462,7 @@ class Inspector:
     def _look(
         self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float], *, gated: bool = True
     ) -> Evidence:
-        """Gate and, where it does not clear, segmenter, tile by tile.
+        """First look, gate and segmenter, each where the one before does not clear, tile by tile.
 
         A frame is as faulty as its worst tile. Tiles follow each other through both networks, so
         that memory holds the features of one.
@@ -434,16 +476,22 @@ class Inspector:
         size_wh = (right - left, grey_hw.shape[0])
         takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
-        worst = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
+        nothing = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
+        worst, worst_first = nothing, nothing
+        # Thresholds of the first look can only be chosen from its scores: without a gate before
+        # them they are always asked for.
+        first_look = self._networks.first_look if decision.first_look or not gated else None
         stitcher: imaging.Stitcher | None = None
         for (x, y, w, h), frames in tiles_of(grey_hw, spec):
             started = time.perf_counter()
-            outputs = self._gate.run({"frames": frames})
-            seen = Evidence(
-                float(outputs.pop("faulty_probability")[0]),
-                outputs.pop("class_probabilities")[0],
-                None,
-            )
+            if first_look is not None:
+                seen = _scores(first_look.run({"frames": self._for_first_look(frames)}))
+                worst_first = _worse(worst_first, seen)
+                if gated and is_settled(seen.faulty_probability, decision):
+                    milliseconds["gate"] += _ms_since(started)
+                    continue
+            outputs = self._networks.gate.run({"frames": frames})
+            seen = _scores(outputs)
             worst = _worse(worst, seen)
             milliseconds["gate"] += _ms_since(started)
             faulty_probability = decision.gate.calibrated(seen.faulty_probability)
@@ -451,7 +499,7 @@ class Inspector:
                 continue
             started = time.perf_counter()
             given = {"frames": frames} if takes_frames else outputs
-            logits_chw = self._segmenter.run(given)["mask_logits"][0]
+            logits_chw = self._networks.segmenter.run(given)["mask_logits"][0]
             padded_wh = (frames.shape[3], frames.shape[2])
             tile_chw = imaging.mask_probabilities(logits_chw, padded_wh)[:, :h, :w]
             if (w, h) == size_wh:
@@ -466,7 +514,15 @@ class Inspector:
             # Where nothing was looked at nothing is claimed.
             sides = ((0, 0), (0, 0), (left, columns - right))
             worst = worst._replace(probabilities_chw=np.pad(seen_chw, sides))
-        return worst
+        return worst if first_look is None else worst._replace(first_look=worst_first)
+
+    def _for_first_look(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Padded further, where it needs other multiples than the gate."""
+        entry = self.bundle.manifest.first_look
+        if entry is None:
+            return frames
+        padded_hw, _ = imaging.pad_to_multiple(frames[0, 0], entry.multiple_of)
+        return np.ascontiguousarray(padded_hw)[None, None]
 
     def _timeout(self, late: Late[Named], deadline_ms: float) -> Inspection:
         work = "was not done" if late.begun else "had not begun and was skipped"
@@ -507,6 +563,13 @@ def _refusal(error: Exception) -> DecodeError:
     told = f"expected a frame, got {type(error).__name__}: {error}"
     lacking = isinstance(error, MemoryError)
     return DecodeError(Reason.ENGINE_FAILED if lacking else Reason.DECODE_FAILED, told)
+
+
+def _scores(outputs: dict[str, NDArray[Any]]) -> Evidence:
+    """Takes a gate's probabilities out of its outputs; its features are left."""
+    return Evidence(
+        float(outputs.pop("faulty_probability")[0]), outputs.pop("class_probabilities")[0], None
+    )
 
 
 def _worse(a: Evidence, b: Evidence) -> Evidence:

@@ -123,10 +123,20 @@ def self_test(inspector: "Inspector") -> tuple[Inspection, str]:
         The answer, and its difference in one line; empty if there is none.
     """
     bundle = inspector.bundle
-    found = inspector.inspect(bundle.self_test_path)
+    taken = inspector.take_in(bundle.self_test_path)
+    found = inspector.judge(taken)
     if not _has_answer(bundle):
         return found, f"no answer was recorded in {PARITY}; export it again"
-    return found, compare(found, bundle.parity["self_test"])
+    difference = compare(found, bundle.parity["self_test"])
+    if bundle.first_look_path is None or taken.frame is None or difference:
+        return found, difference
+    # The frame holds defects: nothing would show that the first look is another one here.
+    first = inspector.look(taken.frame.grey_hw).first_look
+    ours = None if first is None else first.faulty_probability
+    theirs = bundle.parity.get("first_look", {}).get("self_test_faulty_probability")
+    if not abs(_logit(ours) - _logit(theirs)) <= LOGIT_TOLERANCE:
+        return found, f"expected {theirs} of the first look, got {ours}"
+    return found, ""
 
 
 def _has_answer(bundle: Bundle) -> bool:

@@ -28,9 +28,9 @@ from steelsight.bundle import (
 from steelsight.decisions import parse_decision
 from steelsight.decoders import Decoders
 from steelsight.defects import Defect, Inspection
-from steelsight.engine.cascade import Image, Inspector, TakenIn
+from steelsight.engine.cascade import Image, Inspector, Networks, TakenIn
 from steelsight.engine.choice import choose_engine
-from steelsight.engine.runtime import Engine, load_runtime, share_threads
+from steelsight.engine.runtime import Engine, share_threads
 from steelsight.engine.sources import read_origin
 from steelsight.errors import DecodeError, EngineError, InputError, escaped
 from steelsight.store.queries import Complete, Results
@@ -264,17 +264,14 @@ def _inspector(
     if engine == Engine.AUTO:
         engine = choose_engine(bundle, threads).engine
     try:
-        gate, segmenter = (
-            load_runtime(path, bundle.manifest.precision, engine, threads)
-            for path in (bundle.gate_path, bundle.segmenter_path)
-        )
+        networks = Networks.load(bundle, engine, threads)
     except (EngineError, InputError) as error:
         if engine != then:
             raise
         raise type(error)(f"{error} (give --engine to replay on another one)") from None
     # The policy of then, whatever the model would choose by itself.
     allow_colour = not policy.grey_only
-    return Inspector(bundle, gate, segmenter, policy, allow_colour, decode=decoders.decode)
+    return Inspector(bundle, networks, policy, allow_colour, decode=decoders.decode)
 
 
 # What differs ------------------------------------------------------------------------------------

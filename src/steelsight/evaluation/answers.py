@@ -104,11 +104,14 @@ def _look(inspector: Inspector, grey_hw: NDArray[np.uint8]) -> Answer | Reason:
     masks_khw = seen.probabilities_chw
     if masks_khw is None:
         return Reason.ENGINE_FAILED
+    first = seen.first_look
+    first_logit = None if first is None else float(logit(np.array(first.faulty_probability)))
     evidence = (seen.faulty_probability, *seen.head_probabilities, masks_khw.sum())
-    if not np.isfinite(evidence).all():
+    if not np.isfinite((*evidence, 0.0 if first_logit is None else first_logit)).all():
         return Reason.NOT_FINITE
     faulty_logit = float(logit(np.array(seen.faulty_probability)))
-    return Answer(faulty_logit, seen.head_probabilities.astype(np.float32), masks_khw)
+    heads_k = seen.head_probabilities.astype(np.float32)
+    return Answer(faulty_logit, heads_k, masks_khw, first_logit)
 
 
 def _pixels(
@@ -313,7 +316,7 @@ def delivered_decision(class_ids: Sequence[str]) -> Decision:
 def applied_decision(decision: Decision) -> Decision:
     """The decision for scores that it has changed already, as those in result lines.
 
-    Temperature and soft gate are part of the scores there and may not work twice.
+    Temperature, soft gate and first look are part of the scores there and may not work twice.
     """
     gate = decision.gate.model_copy(update={"temperature": 1.0, "soft": False})
-    return decision.model_copy(update={"gate": gate})
+    return decision.model_copy(update={"gate": gate, "first_look": None})

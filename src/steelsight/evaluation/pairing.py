@@ -20,7 +20,7 @@ from steelsight.decisions import Decision, load_decision
 from steelsight.errors import InputError, first_names
 from steelsight.evaluation.pixels import overlap
 from steelsight.evaluation.predictions import MASK_LOGIT_EDGES, Predictions
-from steelsight.evaluation.verdicts import apply_decision
+from steelsight.evaluation.verdicts import apply_decision, faulty_met_by
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -322,7 +322,7 @@ def _answers(side: Side, rows: Ints, types: Ints, *, decided: bool) -> Answers:
     verdicts = apply_decision(predictions, decision) if decision else None
     if decision and verdicts:
         area_nk, true_nk = verdicts.area_px_nk, verdicts.true_px_nk
-        probability_n = decision.gate.calibrated(predictions.faulty_probability)
+        probability_n = faulty_met_by(decision, predictions)
     else:
         from_half = np.append(np.zeros(1, np.bool_), MASK_LOGIT_EDGES >= 0)
         true_nk = predictions.inside_nkb[..., from_half].sum(axis=2)

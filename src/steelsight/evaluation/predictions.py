@@ -73,6 +73,8 @@ _NEXT_EDGE = np.append(MASK_PROBABILITY_EDGES, np.float32(2))
 _BLOCK_PX = 1 << 16
 """Pixels worked on at once: they stay in the processor's cache."""
 
+FIRST_LOOK = "first_look_logits"
+"""The one array that need not be there."""
 _FILE_FORMAT = "steelsight predictions"
 _FILE_VERSION = 2
 _MAX_FILE_BYTES = 4 << 30
@@ -211,6 +213,7 @@ class Predictions:
             scores are 1 where there is a mask and 0 elsewhere.
         graded: masks are probabilities. If not, their pixels are 0 or 1.
         about: where the predictions come from, values that JSON can hold.
+        first_look_logits: of the first look, ``(N,)``; ``None`` if the network has none.
 
     Raises:
         ValueError: lengths, shapes or number types differ, or the labels contradict each other.
@@ -238,6 +241,7 @@ class Predictions:
     scored: bool = True
     graded: bool = True
     about: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    first_look_logits: Float32s | None = None
 
     def __post_init__(self) -> None:
         n, k, r = len(self.images), len(self.class_ids), len(self.region_frames_r)
@@ -258,6 +262,7 @@ class Predictions:
             ("region_types_r", np.int64, (r,)),
             ("region_boxes_r4", np.int64, (r, 4)),
             ("region_counts_rb", np.int64, (r, BINS)),
+            *([(FIRST_LOOK, np.float32, (n,))] if self.first_look_logits is not None else []),
         ):
             array = getattr(self, name)
             if array.dtype != kind or array.shape != shape:
@@ -294,9 +299,20 @@ class Predictions:
         return len(self.images)
 
     @property
+    def _arrays(self) -> dict[str, Any]:
+        """All arrays by name, without what there is none of."""
+        names = _ARRAYS if self.first_look_logits is None else (*_ARRAYS, FIRST_LOOK)
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def faulty_probability(self) -> Floats:
         """Stage 1's answer, 0..1, ``(N,)``."""
         return sigmoid(self.faulty_logits)
+
+    @property
+    def first_look_probability(self) -> Floats | None:
+        """The first look's answer, 0..1, ``(N,)``; ``None`` if there is none."""
+        return None if self.first_look_logits is None else sigmoid(self.first_look_logits)
 
     @property
     def type_scores_nk(self) -> Floats:
@@ -312,9 +328,9 @@ class Predictions:
             chosen: which, ``(N,)``.
         """
         of_region = chosen[self.region_frames_r]
-        arrays = {
-            name: getattr(self, name)[of_region if name.startswith("region_") else chosen]
-            for name in _ARRAYS
+        arrays: dict[str, Any] = {
+            name: array[of_region if name.startswith("region_") else chosen]
+            for name, array in self._arrays.items()
         }
         arrays["region_frames_r"] = (np.cumsum(chosen) - 1)[arrays["region_frames_r"]]
         images = tuple(self.images[n] for n in np.flatnonzero(chosen))
@@ -342,7 +358,7 @@ class Predictions:
         np.savez_compressed(
             content,
             about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-            **{name: getattr(self, name) for name in _ARRAYS},
+            **self._arrays,
         )
         _replace(path, content.getvalue())
 
@@ -363,7 +379,8 @@ class Predictions:
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as arrays:
                     told = _told(json.loads(arrays["about"].tobytes()))
-                    return cls(**told, **{name: arrays[name] for name in _ARRAYS})
+                    names = (*_ARRAYS, *({FIRST_LOOK} & set(arrays.files)))
+                    return cls(**told, **{name: arrays[name] for name in names})
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror or error}), {expected}; check the path"
@@ -422,7 +439,9 @@ class Predictions:
         class_ids = parts[0].class_ids
         images: dict[str, None] = {}
         frames_before = 0
-        arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in _ARRAYS}
+        # Scores of a first look say nothing if only some frames have them.
+        of_all = set.intersection(*(set(part._arrays) for part in parts))
+        arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in of_all}
         for part in parts:
             if part.class_ids != class_ids:
                 raise InputError(
@@ -436,7 +455,7 @@ class Predictions:
                     " once; give those of one cross-validation"
                 )
             images.update(dict.fromkeys(part.images))
-            for name in _ARRAYS:
+            for name in of_all:
                 arrays[name].append(getattr(part, name))
             arrays["region_frames_r"][-1] = part.region_frames_r + frames_before
             frames_before += len(part)
@@ -454,7 +473,7 @@ class Predictions:
 _ARRAYS = tuple(
     f.name
     for f in fields(Predictions)
-    if f.name not in ("images", "class_ids", "unanswered", "scored", "graded", "about")
+    if f.name not in ("images", "class_ids", "unanswered", "scored", "graded", "about", FIRST_LOOK)
 )
 
 
@@ -492,11 +511,13 @@ class Answer(NamedTuple):
         faulty_logit: stage 1.
         head_probabilities_k: mean of both heads' sigmoids by type.
         probabilities_khw: of the masks at full size.
+        first_look_logit: of the first look; ``None`` if there is none.
     """
 
     faulty_logit: float
     head_probabilities_k: Float32s
     probabilities_khw: Float32s
+    first_look_logit: float | None = None
 
 
 class Collector:
@@ -510,6 +531,7 @@ class Collector:
         self.class_ids = tuple(class_ids)
         self._frames: list[tuple[LabelledFrame, int, int]] = []
         self._rows: list[tuple[Any, ...]] = []
+        self._first_look: list[float | None] = []
         self._regions: list[tuple[int, int, RegionCounts]] = []
         self._unanswered: list[Unanswered] = []
 
@@ -541,6 +563,7 @@ class Collector:
                 mask_hw = (pixels.types_hw >> k & 1).astype(np.bool_)
                 self._regions.append((n, k, region_counts(masks_khw[k], mask_hw)))
         self._frames.append((frame, fold, -1 if group is None else group))
+        self._first_look.append(answer.first_look_logit)
         self._rows.append(
             (
                 answer.faulty_logit,
@@ -567,6 +590,7 @@ class Collector:
         """All that was added, in its order."""
         frames = [frame for frame, _, _ in self._frames]
         n, k = len(frames), len(self.class_ids)
+        first_look = [one for one in self._first_look if one is not None]
         columns = [
             np.array([row[column] for row in self._rows], dtype).reshape(n, *shape)
             for column, (dtype, shape) in enumerate(
@@ -614,6 +638,7 @@ class Collector:
             scored=scored,
             graded=graded,
             about=about,
+            first_look_logits=np.array(first_look, np.float32) if len(first_look) == n else None,
         )
 
 

@@ -394,6 +394,33 @@ def best_masks(scores_n: Floats, inside_nb: Ints, outside_nb: Ints, looked_at_n:
 # Temperature -------------------------------------------------------------------------------------
 
 
+def settled_temperature(logits_n: NDArray[np.floating[Any]], faulty: int) -> float:
+    """The T for which the mean of ``sigmoid(logit / T)`` is the share of faulty frames.
+
+    For the frames that a first look settles: among them its probabilities mean what they say, so
+    that they can stand beside those of stage 1. The share is taken as (faulty + 0.5) / (N + 1).
+
+    Args:
+        logits_n: of the settled frames, finite.
+        faulty: how many of them are.
+
+    Returns:
+        T with five significant digits; the nearest of 0.05 to 20 if none of them fits.
+    """
+    z = logits_n.astype(np.float64)
+    share = (faulty + 0.5) / (len(z) + 1)
+    low, high = map(math.log, _TEMPERATURES)
+    # Logits below 0 give a mean that grows with T; were they above, it would fall.
+    sign = 1 if z.sum() <= 0 else -1
+    for _ in range(60):
+        middle = (low + high) / 2
+        if sign * (float(sigmoid(z / math.exp(middle)).mean()) - share) < 0:
+            low = middle
+        else:
+            high = middle
+    return float(f"{math.exp(low):.5g}")
+
+
 def fit_temperature(logits_n: NDArray[np.floating[Any]], faulty_n: Bools) -> float:
     """The T for which ``sigmoid(logit / T)`` has the least negative log likelihood.
 

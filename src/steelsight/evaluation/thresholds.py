@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelsight.decisions import Decision, GateRule, TypeRule
+from steelsight.decisions import Decision, FirstLookRule, GateRule, TypeRule
 from steelsight.errors import InputError, escaped, first_names
 from steelsight.evaluation.intervals import binomial_interval
 from steelsight.evaluation.metrics import (
@@ -71,8 +71,9 @@ from steelsight.evaluation.rules import (
     fit_temperature,
     least_cost,
     one_of_each_group,
+    settled_temperature,
 )
-from steelsight.evaluation.verdicts import Verdicts, apply_decision
+from steelsight.evaluation.verdicts import Verdicts, apply_decision, settled
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -95,6 +96,9 @@ CLEAR_TIMES = HIGH_SHARE / LOW_SHARE
 
 KAGGLE_CLEARS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Shares of the clean frames that reach a ``clear_below`` which the rule kaggle tries."""
+
+FIRST_LOOK_SHARE = 0.6
+"""Of the clean frames that a first look settles; what that costs is measured with every choice."""
 
 NESTED_FOLDS = 5
 
@@ -200,6 +204,8 @@ class Choice:
         clean_frames: the most cautious setting.
         curve: expected cost by setting, if asked for.
         ng_from_p: ``ng_from`` at the points of the curve.
+        first_look: on the frame, if the predictions have its scores and it is wanted.
+        first_settles: faulty frames that it settles.
     """
 
     gate: GateRule
@@ -211,6 +217,8 @@ class Choice:
     clean_frames: int = 0
     curve: CostCurve | None = None
     ng_from_p: Sequence[float] = ()
+    first_look: FirstLookRule | None = None
+    first_settles: int = 0
 
     def to_toml(self, name: str, chosen_on: str) -> str:
         """The decision file.
@@ -235,6 +243,14 @@ class Choice:
             tables.append(f"temperature = {self.gate.temperature:.{_DIGITS}g}")
         if self.gate.soft:
             tables.append("soft = true")
+        if self.first_look:
+            tables += [
+                "",
+                "[first_look] # faulty_probability by the network in front of stage 1",
+                f"clear_below = {self.first_look.clear_below:.{_DIGITS}g}"
+                f" # {self.first_settles} of {faulty} faulty frames lie below",
+                f"temperature = {self.first_look.temperature:.{_DIGITS}g}",
+            ]
         tables += ["", "[input]", f"min_contrast = {MIN_CONTRAST}"]
         for class_id, of_type in self.types.items():
             tables += [
@@ -282,6 +298,7 @@ def choose(
     temperature: bool = False,
     soft: bool = False,
     curve: bool = False,
+    first_look: float = 0.0,
 ) -> Choice:
     """Thresholds for a network by a rule.
 
@@ -291,6 +308,7 @@ def choose(
         temperature: fit the temperature of stage 1 first.
         soft: stage 1's probability weighs the scores of types.
         curve: measure the cost of other settings, too, if the rule weighs costs.
+        first_look: share of the clean frames that the first look settles; 0 leaves it out.
 
     Raises:
         InputError: no frames, no scores, NaN or infinity, or too few frames for the rule.
@@ -302,7 +320,7 @@ def choose(
             "expected weights that are fixed before the faulty frames are looked at, got"
             " --soft-gate with a fitted --temperature: a guarantee would not hold; leave one out"
         )
-    seen = _Seen.of(predictions, temperature=temperature, soft=soft)
+    seen = _Seen.of(predictions, temperature=temperature, soft=soft, first_look=first_look)
     if isinstance(rule, FalseAlarms):
         return _by_false_alarms(seen, rule)
     if isinstance(rule, Kaggle):
@@ -334,11 +352,13 @@ class _Seen:
 
     Attributes:
         predictions: of N frames.
-        faulty_n: stage 1's probability at the temperature.
+        faulty_n: stage 1's probability at the temperature; that of the first look where it settles
+            the frame.
         scores_nk: of types, weighed if the gate is soft.
         temperature, soft: of the gate.
         pixel_logit_k: of ``pixel_from``.
         pixel_words: how these were chosen.
+        first_look: the rule of the first look.
     """
 
     predictions: Predictions
@@ -348,14 +368,21 @@ class _Seen:
     soft: bool
     pixel_logit_k: Floats
     pixel_words: str
+    first_look: FirstLookRule | None
 
     @staticmethod
-    def of(predictions: Predictions, *, temperature: bool, soft: bool) -> "_Seen":
+    def of(
+        predictions: Predictions, *, temperature: bool, soft: bool, first_look: float
+    ) -> "_Seen":
         fitted = 1.0
         if temperature:
             fitted = fit_temperature(predictions.faulty_logits, predictions.faulty)
         gate = GateRule(clear_below=_HALF, ng_from=_HALF, temperature=fitted, soft=soft)
         faulty_n = gate.calibrated(predictions.faulty_probability)
+        first = _first_look(predictions, first_look) if first_look else None
+        if first is not None:
+            first_n, settled_n = settled(first, predictions)
+            faulty_n = np.where(settled_n, first_n, faulty_n)
         figures = type_figures(predictions)
         best = [0.0 if f.pixel_logit is None else f.pixel_logit for f in figures]
         words = (
@@ -373,6 +400,7 @@ class _Seen:
             soft,
             np.clip(np.array(best), *PIXEL_LOGITS),
             words,
+            first,
         )
 
     def outlined_nk(self, pixel_logit_k: Floats) -> Bools:
@@ -411,6 +439,21 @@ class _Seen:
             )
             for k, class_id in enumerate(class_ids)
         }
+        first, first_settles = self.first_look, 0
+        if first is not None:
+            if first.clear_below > clear_below:
+                raise InputError(
+                    "expected thresholds that leave room for a first look, but this rule wants"
+                    f" frames from {clear_below:.3g} on to be segmented, and the first look settles"
+                    f" those below {first.clear_below:.3g}; give a smaller --first-look, 0 for none"
+                )
+            settled_n = settled(first, self.predictions)[1]
+            first_settles = int((settled_n & faulty).sum())
+            share = 100 * float(settled_n[~faulty].mean())
+            rule += (
+                f"; the first look settles {share:.3g} % of the clean frames, its temperature by"
+                " the share of faulty ones among those that it settles"
+            )
         if self.temperature != 1:
             rule += (
                 "; temperature by the least negative log likelihood of the frames' labels, at the"
@@ -425,8 +468,34 @@ class _Seen:
             rule=rule,
             below_clear=(below, int(faulty.sum())),
             pixel_logits=dict(zip(class_ids, logits.tolist(), strict=True)),
+            first_look=first,
+            first_settles=first_settles,
             **more,
         )
+
+
+def _first_look(predictions: Predictions, share: float) -> FirstLookRule:
+    """The rule by which a first look settles a share of the clean frames."""
+    _check_share(share, "--first-look")
+    raw_n, faulty = predictions.first_look_probability, predictions.faulty
+    if raw_n is None:
+        raise InputError(
+            "expected predictions with the scores of a first look, got none; predict with a bundle"
+            " that has one (steelsight model first-look), or leave --first-look out"
+        )
+    if int((~faulty).sum()) < LEAST_CLEAN:
+        raise InputError(
+            f"expected at least {LEAST_CLEAN} clean frames to see what a first look would settle,"
+            f" got {int((~faulty).sum())}; add clean frames, or give --first-look 0"
+        )
+    settled_n = raw_n < _reached_by(raw_n[~faulty], 1 - share)
+    logits = predictions.first_look_logits
+    temperature = 1.0
+    if logits is not None and settled_n.any():
+        temperature = settled_temperature(logits[settled_n], int((settled_n & faulty).sum()))
+    rule = FirstLookRule(clear_below=_HALF, temperature=temperature)
+    clear_below = _reached_by(rule.calibrated(raw_n)[~faulty], 1 - share)
+    return rule.model_copy(update={"clear_below": clear_below})
 
 
 # By false alarms ---------------------------------------------------------------------------------
@@ -620,9 +689,11 @@ def _by_kaggle_dice(seen: _Seen) -> Choice:
         )
     clean = ~found.faulty
     known_nk = found.masked_nk | ~found.present_nk
-    clear_belows = [CLEAR_NOTHING]
+    least = seen.first_look.clear_below if seen.first_look else CLEAR_NOTHING
+    clear_belows = [least]
     if clean.sum() >= LEAST_CLEAN:
-        clear_belows = [_reached_by(seen.faulty_n[clean], share) for share in KAGGLE_CLEARS]
+        shares = (_reached_by(seen.faulty_n[clean], share) for share in KAGGLE_CLEARS)
+        clear_belows = [max(least, clear_below) for clear_below in shares]
     candidates = []
     for clear_below in clear_belows:
         looked_at_n = seen.faulty_n >= clear_below

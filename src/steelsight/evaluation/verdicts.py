@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steelsight.decisions import Decision
+from steelsight.decisions import Decision, FirstLookRule
 from steelsight.errors import InputError, first_names
 from steelsight.evaluation.metrics import nearest_edge
 from steelsight.evaluation.predictions import MASK_LOGIT_EDGES, Predictions, logit
@@ -50,6 +50,37 @@ class Verdicts:
         return self.answered_n & ~self.ng_n
 
 
+def faulty_met_by(decision: Decision, predictions: Predictions) -> NDArray[np.float64]:
+    """``faulty_probability`` as results carry it: of the first look where that settles the frame.
+
+    Raises:
+        InputError: the decision has a rule for a first look, of which the predictions know nothing.
+    """
+    gate_n = decision.gate.calibrated(predictions.faulty_probability)
+    if decision.first_look is None:
+        return gate_n
+    first_n, settled_n = settled(decision.first_look, predictions)
+    met_n: NDArray[np.float64] = np.where(settled_n, first_n, gate_n)
+    met_n[np.isnan(first_n)] = np.nan
+    return met_n
+
+
+def settled(rule: FirstLookRule, predictions: Predictions) -> tuple[NDArray[np.float64], Bools]:
+    """The first look's calibrated scores, and which frames it settles, ``(N,)`` each.
+
+    Raises:
+        InputError: the predictions do not tell its scores.
+    """
+    found_n = predictions.first_look_probability
+    if found_n is None:
+        raise InputError(
+            "expected predictions with the scores of a first look, which the decision has a rule"
+            " for, got none; predict again with the bundle, or remove [first_look]"
+        )
+    first_n = rule.calibrated(found_n)
+    return first_n, first_n < rule.clear_below
+
+
 def apply_decision(predictions: Predictions, decision: Decision) -> Verdicts:
     """Judges frames by a decision file.
 
@@ -74,10 +105,11 @@ def apply_decision(predictions: Predictions, decision: Decision) -> Verdicts:
     area_px_nk = true_px_nk + (predictions.outside_nkb * of_mask_kb).sum(axis=2)
     covered_px_r = (predictions.region_counts_rb * of_mask_kb[predictions.region_types_r]).sum(1)
 
-    faulty_n = decision.gate.calibrated(predictions.faulty_probability)
+    faulty_n = faulty_met_by(decision, predictions)
     cleared_n = faulty_n < decision.gate.clear_below
     scores_nk = decision.gate.weighed(predictions.type_scores_nk, faulty_n[:, None])
-    answered_n = np.isfinite(predictions.faulty_logits) & np.isfinite(scores_nk).all(axis=1)
+    answered_n = np.isfinite(predictions.faulty_logits) & np.isfinite(faulty_n)
+    answered_n &= np.isfinite(scores_nk).all(axis=1)
     least_px_k = np.array([max(rule.min_area_px, 1) for rule in rules])
     called_nk = (scores_nk >= np.array([rule.label_from for rule in rules])) & (
         area_px_nk >= least_px_k

@@ -517,8 +517,9 @@ class Room:
         if taken.frame is None or evidence is None:
             return model.inspector.judge(taken)
         started = time.perf_counter()
-        faulty_probability = decision.gate.calibrated(evidence.faulty_probability)
-        judgement = decide(faulty_probability, *evidence[1:], decision)
+        met = evidence.met_by(decision)
+        faulty_probability = met.faulty_probability
+        judgement = decide(*met[:3], decision)
         return Inspection(
             image=name,
             sha256=taken.sha256,
@@ -637,7 +638,7 @@ def _changed(decision: Decision, changes: Mapping[str, Any]) -> Decision:
     Raises:
         InputError: an unknown table, type or key, or an impossible value.
     """
-    tables = decision.model_dump(mode="json", exclude={"sha256", "text"})
+    tables = decision.model_dump(mode="json", exclude={"sha256", "text"}, exclude_none=True)
     for name, table in changes.items():
         if name not in ("gate", "types"):
             raise InputError(f"expected tables gate and types, got {name!r}; see docs/decisions.md")
@@ -671,7 +672,8 @@ def _toml(tables: Mapping[str, Any]) -> str:
             if not isinstance(value, dict)
         )
 
-    parts = [lines(tables), *(f"[{name}]\n{lines(tables[name])}" for name in ("gate", "input"))]
+    single = [name for name in ("gate", "input", "first_look") if name in tables]
+    parts = [lines(tables), *(f"[{name}]\n{lines(tables[name])}" for name in single)]
     parts += [f"[types.{name}]\n{lines(table)}" for name, table in tables["types"].items()]
     return "\n".join(parts)
 

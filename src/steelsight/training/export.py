@@ -56,8 +56,8 @@ from steelsight.bundle import (
 )
 from steelsight.decisions import Decision, load_decision
 from steelsight.defects import Defect, Inspection, Reason, Verdict
-from steelsight.engine.cascade import Inspector, tiles_of
-from steelsight.engine.runtime import Tensors, load_runtime
+from steelsight.engine.cascade import Inspector, Networks, tiles_of
+from steelsight.engine.runtime import Engine, Tensors
 from steelsight.errors import GateError, InputError
 from steelsight.masks import decode_rle, merge_rles
 from steelsight.models.config import Network
@@ -543,7 +543,7 @@ def _in_torch(bundle: Bundle, network: DefectNetwork) -> Inspector:
             return {MASKS: network.segment(Features(**given))}
         return {MASKS: network.segment_frames(_normalised(given["frames"]))}
 
-    return Inspector(bundle, _Torch(gate), _Torch(segment))
+    return Inspector(bundle, Networks(_Torch(gate), _Torch(segment)))
 
 
 def _normalised(frames: Tensor) -> Tensor:
@@ -580,11 +580,7 @@ def _measure(
     Those are filled in where they are missing: they are the same for every attempt.
     """
     by_torch = _in_torch(bundle, network)
-    inspector = Inspector(
-        bundle,
-        load_runtime(bundle.gate_path, config.precision),
-        load_runtime(bundle.segmenter_path, config.precision),
-    )
+    inspector = Inspector(bundle, Networks.load(bundle, Engine.ONNXRUNTIME))
     flips: list[str] = []
     unanswered: dict[str, str] = {}
     agreement: list[float] = []

@@ -1,0 +1,240 @@
+"""A smaller network in front of stage 1: what it settles, and what it must not change."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
+from steelsight.decisions import FirstLookRule, decide, is_settled
+from steelsight.defects import Reason, Verdict
+from steelsight.engine import Inspector
+from steelsight.engine.cascade import SETTLED
+from steelsight.engine.choice import self_test
+from steelsight.engine.first_look import add_first_look
+from steelsight.errors import InputError
+
+from .conftest import FakeFirstLook
+
+
+@pytest.fixture
+def rules(decision):
+    first_look = FirstLookRule(clear_below=0.05)
+    return decision.model_copy(update={"first_look": first_look})
+
+
+@pytest.fixture
+def marked(plate, level):
+    """``marked(size_hw, *names)``: a plate with a small mark of each level at its end."""
+
+    def draw(size_hw, *names):
+        frame = plate(*size_hw)
+        for i, name in enumerate(names):
+            x = size_hw[1] - 30 * (i + 1)
+            frame[size_hw[0] - 30 : size_hw[0] - 10, x : x + 20] = level[name]
+        return frame
+
+    return draw
+
+
+def essence(inspection):
+    told = inspection.to_json(timing=False)
+    del told["decision"]
+    return told
+
+
+def test_what_it_settles_is_ok_and_nothing_else_looks(bench, rules, plate):
+    made = bench(first_look=FakeFirstLook(), rules=rules)
+    result = made.inspector.inspect(plate(256, 1600))
+    assert (result.verdict, made.first_look.calls) == (Verdict.OK, 1)
+    assert made.gate.calls == made.segmenter.calls == 0
+    assert result.faulty_probability == pytest.approx(0.01)
+    # Its own heads; the peak counts as 0, as where stage 1 clears.
+    assert result.class_probabilities["1"] == pytest.approx(2 * 0.03 / 3)
+    assert result.notes == (SETTLED,)
+    assert set(result.milliseconds) == {"decode", "gate", "segment", "decide"}
+    assert result.milliseconds["gate"] > 0
+
+
+def test_its_score_is_told_at_its_temperature(bench, rules, plate):
+    warm = FirstLookRule(clear_below=0.05, temperature=0.5)
+    made = bench(first_look=FakeFirstLook(), rules=rules.model_copy(update={"first_look": warm}))
+    logit = math.log(0.01 / 0.99) / 0.5
+    result = made.inspector.inspect(plate(256, 1600))
+    assert result.faulty_probability == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-5)
+
+
+@pytest.mark.parametrize("size_hw", [(256, 1600), (512, 3200), (200, 333)])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("FIRST_LOOK_UNSURE", "DOUBTFUL", "TYPE_2", "FAULTY_ONLY"),
+        *("GATE_NAN", "HEAD_NAN", "SEGMENTER_NAN", "GATE_FAILS", "SEGMENTER_FAILS"),
+    ],
+)
+def test_what_it_does_not_settle_is_judged_as_without_it(bench, rules, marked, mark, size_hw):
+    frame = marked(size_hw, mark)
+    made = bench(first_look=FakeFirstLook(), rules=rules)
+    result, without = made.inspector.inspect(frame), bench().inspector.inspect(frame)
+    assert essence(result) == essence(without)
+    # Of nine tiles only the last one is marked; up to 333 columns there is but one.
+    assert made.gate.calls == 1
+    assert made.first_look.calls == (9 if size_hw == (512, 3200) else 1)
+
+
+def test_it_hides_what_it_cannot_see(bench, rules, marked):
+    """Its price, which every decision has to be measured with."""
+    frame = marked((256, 1600), "TYPE_2", "FIRST_LOOK_MISSES")
+    assert bench().inspector.inspect(frame).verdict is Verdict.NG
+    result = bench(first_look=FakeFirstLook(), rules=rules).inspector.inspect(frame)
+    assert (result.verdict, result.notes) == (Verdict.OK, (SETTLED,))
+
+
+@pytest.mark.parametrize("size_hw", [(256, 1600), (512, 3200)])
+@pytest.mark.parametrize(
+    ("mark", "reason"),
+    [("FIRST_LOOK_NAN", Reason.NOT_FINITE), ("FIRST_LOOK_FAILS", Reason.ENGINE_FAILED)],
+)
+def test_a_first_look_that_fails_is_never_ok(bench, rules, marked, mark, reason, size_hw):
+    made = bench(first_look=FakeFirstLook(), rules=rules)
+    result = made.inspector.inspect(marked(size_hw, mark))
+    assert (result.verdict, result.reason) == (Verdict.UNKNOWN, reason)
+
+
+def test_without_a_rule_it_does_not_run(bench, plate):
+    made = bench(first_look=FakeFirstLook())
+    assert essence(made.inspector.inspect(plate(256, 1600))) == essence(
+        bench().inspector.inspect(plate(256, 1600))
+    )
+    assert (made.first_look.calls, made.gate.calls) == (0, 1)
+
+
+def test_thresholds_can_be_chosen_before_there_is_a_rule(bench, plate):
+    """``look`` hides no frame: the scores of both, and masks."""
+    made = bench(first_look=FakeFirstLook())
+    seen = made.inspector.look(plate(256, 1600))
+    assert seen.first_look is not None
+    assert seen.first_look.faulty_probability == pytest.approx(0.01)
+    assert seen.faulty_probability == pytest.approx(0.02)
+    assert seen.probabilities_chw is not None
+
+
+@pytest.mark.parametrize("mark", [None, "FIRST_LOOK_UNSURE", "TYPE_3", "FIRST_LOOK_MISSES"])
+def test_looking_at_all_and_deciding_is_the_same(bench, rules, marked, mark):
+    """What is explored under other thresholds, against the cascade that stops early."""
+    frame = marked((256, 1600), *([mark] if mark else []))
+    made = bench(first_look=FakeFirstLook(), rules=rules)
+    result = made.inspector.inspect(frame)
+    met = made.inspector.look(frame).met_by(rules)
+    judgement = decide(*met[:3], rules)
+    assert met.faulty_probability == result.faulty_probability
+    assert (judgement.verdict, judgement.defects) == (result.verdict, result.defects)
+    if mark != "FIRST_LOOK_UNSURE":  # cleared by the gate: only `look` has a mask, and its peak
+        assert judgement.class_probabilities == result.class_probabilities
+
+
+def test_nan_settles_nothing(rules, decision):
+    assert not is_settled(math.nan, rules)
+    assert is_settled(0.01, rules)
+    assert not is_settled(0.05, rules)
+    assert not is_settled(0.01, decision)
+
+
+# ----------------------------------------------------------------------------- putting it together
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """The shipped bundle behind its own gate: both must say the same."""
+    out = tmp_path_factory.mktemp("joined") / "both"
+    shipped = load_bundle()
+    return add_first_look(shipped, shipped, out)
+
+
+def test_both_networks_are_in_the_bundle_and_in_its_self_test(joined):
+    shipped = load_bundle()
+    entry = joined.manifest.first_look
+    assert entry is not None
+    assert (entry.sha256, entry.model) == (shipped.manifest.gate.sha256, shipped.id)
+    assert joined.sha256 != shipped.sha256
+    assert joined.decision.sha256 == shipped.decision.sha256
+    inspector = Inspector.load(joined.folder, engine="onnxruntime")
+    assert self_test(inspector)[1] == ""
+    taken = inspector.take_in(joined.self_test_path)
+    seen = inspector.look(taken.frame.grey_hw)
+    assert seen.first_look.faulty_probability == seen.faulty_probability
+    assert joined.parity["first_look"]["self_test_faulty_probability"] == seen.faulty_probability
+    assert joined.parity["first_look"]["verdict_flips"] == shipped.parity["verdict_flips"]
+
+
+def test_a_first_look_that_answers_otherwise_fails_the_self_test(joined, tmp_path):
+    parity = json.loads((joined.folder / "parity.json").read_text())
+    parity["first_look"]["self_test_faulty_probability"] = 1e-4
+    other = joined.model_copy(update={"parity": parity})
+    inspector = Inspector.load(joined.folder, engine="onnxruntime")
+    inspector.bundle = other
+    assert self_test(inspector)[1].startswith("expected 0.0001 of the first look, got 0.")
+
+
+def test_one_altered_byte_of_it_is_refused(joined, tmp_path):
+    folder = tmp_path / "altered"
+    shutil.copytree(joined.folder, folder)
+    file = folder / joined.manifest.first_look.file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(Exception, match=r"first_look\.int8\.onnx: expected sha256"):
+        load_bundle(folder)
+
+
+def test_a_rule_needs_a_bundle_with_the_network(joined, tmp_path):
+    shipped = load_bundle()
+    text = shipped.decision.text.split("[first_look]")[0]
+    rest = text[: text.index("[input]")] + "[first_look]\nclear_below = 0.01\n\n"
+    file = tmp_path / "decision.toml"
+    file.write_text(rest + shipped.decision.text[shipped.decision.text.index("[input]") :])
+    assert load_bundle(joined.folder, file).decision.first_look.clear_below == 0.01
+    plain = tmp_path / "plain"
+    shutil.copytree(DEFAULT_BUNDLE, plain)
+    manifest = plain / "manifest.toml"
+    manifest.write_text(manifest.read_text().split("[first_look]")[0])
+    with pytest.raises(InputError, match=r"is for a bundle with a first look, .* has none"):
+        load_bundle(plain, file)
+
+
+@pytest.mark.parametrize("what", ["types", "precision", "kind of camera", "folder"])
+def test_what_does_not_fit_is_refused(joined, tmp_path, what):
+    shipped = load_bundle()
+    manifest = shipped.manifest
+    change = {
+        "types": {"classes": manifest.classes[::-1]},
+        "precision": {"precision": "fp32"},
+        "kind of camera": {"input": manifest.input.model_copy(update={"monochrome": False})},
+        "folder": {},
+    }[what]
+    other = shipped.model_copy(update={"manifest": manifest.model_copy(update=change)})
+    out = tmp_path / "out"
+    if what == "folder":
+        out.mkdir()
+        (out / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match=what):
+        add_first_look(shipped, other, out)
+    assert not out.exists() or [p.name for p in out.iterdir()] == ["mine.txt"]
+    assert not list(tmp_path.glob(".steelsight-*"))
+
+
+def test_frames_of_any_size_reach_it_in_its_multiples(bench, rules):
+    """Padded like for the gate, by reflection; the gate's input stays as it is."""
+    seen = []
+
+    class Watching(FakeFirstLook):
+        def run(self, inputs):
+            seen.append(inputs["frames"].shape)
+            return super().run(inputs)
+
+    frame = np.random.default_rng(0).integers(40, 190, (97, 161), np.uint8)
+    made = bench(first_look=Watching(), rules=rules)
+    assert made.inspector.inspect(frame).verdict is Verdict.OK
+    assert seen == [(1, 1, 128, 192)]
