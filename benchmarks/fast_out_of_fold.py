@@ -1,15 +1,18 @@
-"""Is the fast bundle as good as the default one? Scores of networks that had not seen the frame.
+"""Is the fast form as good as the default one? Scores of networks that had not seen the frame.
 
-    steelsight train ../shared/data/severstal --plan fast --folds 3 --out out/fast ...
+    python -m benchmarks.fast_out_of_fold ../shared
     python -m benchmarks.fast_out_of_fold ../shared out/fast
 
-The command in full stands in docs/severstal.md. Compares its out-of-fold scores with those of the
+The first one takes the scores in ``benchmarks/fast_out_of_fold.csv``, the second one writes that
+file anew, from a run of ``steelsight train --plan fast --folds 3`` (the command in full stands in
+docs/severstal.md). Compares its out-of-fold scores with those of the
 default bundle's recipe (``weights/out_of_fold.csv``) on the frames that both have: how well faulty
 frames are ranked, how many are found at 2 % and 5 % false alarms (thresholds on the same clean
 frames), and each type's AUROC. The difference has a 95 % interval: frames drawn 2,000 times, the
 same for both, faulty and clean ones apart. Folds, seeds and processors of the two differ.
 """
 
+import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from steelsight.evaluation.predictions import Predictions
 
 DRAWS = 2000
+SCORES = Path(__file__).parent / "fast_out_of_fold.csv"
+"""No frame and no mask: names, folds and scores."""
 Scores = NDArray[np.floating]
 Figure = Callable[[NDArray[np.bool_], Scores], float]
 
@@ -40,19 +45,33 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def main(shared: Path, run: Path) -> None:
+def write(run: Path) -> None:
+    """The scores of a cross-validation, as a table."""
+    with SCORES.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "fold", "faulty_logit", *(f"score_{c}" for c in TYPES)])
+        for fold, path in enumerate(sorted(run.glob("fold-*/predictions.npz"))):
+            found = Predictions.load(path)
+            for image, logit, scores in zip(
+                found.images, found.faulty_logits, found.type_scores_nk, strict=True
+            ):
+                name = Path(image).name  # whatever folder it is in
+                table.writerow([name, fold, f"{logit:.6g}", *(f"{s:.6g}" for s in scores)])
+
+
+def main(shared: Path, run: Path | None = None) -> None:
+    if run is not None:
+        write(run)
     default = read(shared / "weights" / "out_of_fold.csv")
-    found = sorted(run.glob("fold-*/predictions.npz")) or [run / "predictions.npz"]
-    fast = [Predictions.load(path) for path in found]
-    rows = {name: (part, i) for part in fast for i, name in enumerate(map(stem, part.images))}
-    both = [i for i, name in enumerate(default.images) if stem(name) in rows]
-    of_fast = [rows[stem(default.images[i])] for i in both]
+    with SCORES.open(newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    both = [i for i, name in enumerate(default.images) if name in rows]
+    of_fast = [rows[default.images[i]] for i in both]
     faulty = default.faulty[both]
-    assert [bool(part.faulty[i]) for part, i in of_fast] == faulty.tolist()
     print(f"{faulty.sum()} faulty, {(~faulty).sum()} clean frames that both have\n")
     scores = (
         default.faulty_logits[both],
-        np.array([part.faulty_logits[i] for part, i in of_fast]),
+        np.array([float(row["faulty_logit"]) for row in of_fast]),
     )
     print(f"{'':28}{'default':>9}{'fast':>7}   fast - default")
     for name, figure in FIGURES.items():
@@ -62,15 +81,10 @@ def main(shared: Path, run: Path) -> None:
         used = present | ~faulty
         of_type = (
             default.type_scores_nk[both][:, k],
-            np.array([part.type_scores_nk[i, k] for part, i in of_fast]),
+            np.array([float(row[f"score_{class_id}"]) for row in of_fast]),
         )
         name = f"AUROC, type {class_id} ({present.sum()})"
         compare(name, roc_auc_score, present[used], tuple(s[used] for s in of_type))
-
-
-def stem(name: str) -> str:
-    """A frame's name, whatever folder it is in."""
-    return Path(name).name
 
 
 def compare(
@@ -92,4 +106,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

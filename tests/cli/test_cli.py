@@ -19,7 +19,7 @@ import pytest
 
 import steelsight
 from steelsight import cli
-from steelsight.bundle import DEFAULT_BUNDLE
+from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
 from steelsight.cli.terminal import fail
 from steelsight.data.synthetic import CoilConfig, write_severstal
 
@@ -74,6 +74,7 @@ COMMANDS = [
     "export",
     "inspect",
     "model convert-weights",
+    "model first-look",
     "model info",
     "replay",
     "results",
@@ -632,6 +633,31 @@ def test_ctrl_c_without_out_ends_after_a_whole_line(long_coil):
 
 
 # ------------------------------------------------------------------------- data, model info, doctor
+
+
+def test_a_first_look_is_put_before_a_bundle(call, tmp_path):
+    out = tmp_path / "both"
+    plain = tmp_path / "plain.toml"
+    plain.write_text(re.sub(r"\[first_look\][^\[]*", "", load_bundle().decision.text))
+    shipped = "severstal-r50"
+    answer = call("model", "first-look", shipped, shipped, "--out", out, "--decision", plain)
+    assert answer.code == 0, answer.err
+    made = load_bundle(out)
+    assert answer.out.startswith(f"{made.id} in {out}")
+    assert "nothing is cleared by it" in answer.out
+    assert made.decision.first_look is None
+    again = call("model", "first-look", shipped, shipped, "--out", out)
+    assert (again.code, again.out) == (1, "")
+    assert again.err == f"steelsight: expected a new or empty folder, got {out}; give another --out\n"
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f"{plain.read_text()}\n[first_look]\nclear_below = 0.01\n")
+    used = tmp_path / "used"
+    answer = call("model", "first-look", out, shipped, "--out", used, "--decision", rules, "--json")
+    assert json.loads(answer.out) == {
+        "model": load_bundle(used).id,
+        "folder": str(used),
+        "used": True,
+    }
 
 
 def content(folder: Path) -> dict[str, bytes]:
