@@ -127,7 +127,7 @@ def test_a_first_look_is_used_where_its_scores_are_known(call, run, out, found):
     rng = np.random.default_rng(3)
     scores = (rng.normal(-4, 1, len(found)) + 5 * found.faulty).astype(np.float32)
     replace(found, first_look_logits=scores).save(run / "predictions.npz")
-    for options, share in (((), 60), (("--first-look", 0.4), 40), (("--first-look", 0), 0)):
+    for options, share in (((), 70), (("--first-look", 0.4), 40), (("--first-look", 0), 0)):
         told = json.loads(call("calibrate", run, *options, "--out", out, "--force", "--json").out)
         assert (told["first_look"] is not None) == bool(share)
         if share:

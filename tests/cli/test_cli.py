@@ -648,7 +648,9 @@ def test_a_first_look_is_put_before_a_bundle(call, tmp_path):
     assert made.decision.first_look is None
     again = call("model", "first-look", shipped, shipped, "--out", out)
     assert (again.code, again.out) == (1, "")
-    assert again.err == f"steelsight: expected a new or empty folder, got {out}; give another --out\n"
+    assert (
+        again.err == f"steelsight: expected a new or empty folder, got {out}; give another --out\n"
+    )
     rules = tmp_path / "rules.toml"
     rules.write_text(f"{plain.read_text()}\n[first_look]\nclear_below = 0.01\n")
     used = tmp_path / "used"

@@ -12,12 +12,14 @@ from steelsight.bundle import load_bundle
 from steelsight.data.catalog import scan
 from steelsight.data.convert import convert
 from steelsight.data.formats.registry import format_named, load
-from steelsight.data.frames import labelled_frame
+from steelsight.data.frames import LabelledFrame, labelled_frame
 from steelsight.data.labels import Placement, ReadOptions
 from steelsight.data.splits import make_split, write_split
-from steelsight.data.synthetic import CoilConfig, write_severstal
+from steelsight.data.synthetic import CoilConfig, draw_frame, write_severstal
+from steelsight.decisions import FirstLookRule
 from steelsight.defects import Reason
 from steelsight.engine import Inspector
+from steelsight.engine.first_look import add_first_look
 from steelsight.errors import EngineError, InputError, LabelError, SteelsightError
 from steelsight.evaluation.answers import (
     NOT_MENTIONED,
@@ -82,6 +84,22 @@ def test_a_bundle_is_judged_as_the_cascade_judges(of_bundle, inspector, frames):
         assert (verdicts.area_px_nk[n] * verdicts.called_nk[n]).tolist() == list(area.values())
     assert verdicts.ng_n.any()
     assert not verdicts.ng_n.all()
+
+
+def test_a_first_look_is_asked_about_frames_of_its_size_only(inspector, frames, tmp_path):
+    """The shipped bundle behind its own gate; drawn frames are smaller than those it learned."""
+    both = add_first_look(inspector.bundle, inspector.bundle, tmp_path / "both")
+    first = both.decision.model_copy(update={"first_look": FirstLookRule(clear_below=0.15)})
+    asked = Inspector.load(both.folder, threads=1)
+    large = draw_frame(CoilConfig(1, 3, 1.0, (1600, 256)), 0)
+    path = tmp_path / "large.png"
+    cv2.imwrite(str(path), large.grey_hw)
+    of_measured_size = LabelledFrame("large.png", path, (1600, 256), {}, ())
+    found = predict_bundle(asked, [frames[0], of_measured_size])
+    assert found.first_look_logits[0] == 17, "certainly faulty: never settled"
+    assert found.first_look_logits[1] == found.faulty_logits[1]
+    apply_decision(found, first)
+    assert predict_bundle(inspector, frames[:1]).first_look_logits is None
 
 
 def test_labels_stand_beside_the_answers(of_bundle, frames):

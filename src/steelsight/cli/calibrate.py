@@ -80,7 +80,7 @@ def calibrate(
     first_look: Annotated[
         float | None,
         Parameter(
-            help="Share of the clean frames that the bundle's first look settles; 0 for none. 0.6"
+            help="Share of the clean frames that the bundle's first look settles; 0 for none. 0.7"
             " if the predictions have its scores."
         ),
     ] = None,

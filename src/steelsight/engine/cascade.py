@@ -75,7 +75,7 @@ class Evidence(NamedTuple):
             settled the whole frame.
         head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``; as above.
         probabilities_chw: of the masks; ``None`` if stage 1 cleared the whole frame.
-        first_look: the first two of the first look; ``None`` without one.
+        first_look: the first two of the first look; ``None`` if it did not look.
     """
 
     faulty_probability: float
@@ -462,13 +462,15 @@ class Inspector:
     def _look(
         self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float], *, gated: bool = True
     ) -> Evidence:
-        """First look, gate and segmenter, each where the one before does not clear, tile by tile.
+        """First look, gate and segmenter, each where the one before does not clear.
 
         A frame is as faulty as its worst tile. Tiles follow each other through both networks, so
-        that memory holds the features of one.
+        that memory holds the features of one. The first look only sees frames of the size that it
+        was measured on, which are one tile: on others it proved to be too sure of itself.
         """
         spec, decision = self.bundle.manifest.input, self.bundle.decision
         columns = grey_hw.shape[1]
+        is_measured = (columns, grey_hw.shape[0]) == spec.tile_wh
         left, right = imaging.steel_columns(
             grey_hw, decision.input.dark_margin_below, spec.multiple_of
         )
@@ -476,20 +478,17 @@ class Inspector:
         size_wh = (right - left, grey_hw.shape[0])
         takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
-        nothing = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
-        worst, worst_first = nothing, nothing
-        # Thresholds of the first look can only be chosen from its scores: without a gate before
-        # them they are always asked for.
-        first_look = self._networks.first_look if decision.first_look or not gated else None
+        worst = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)
+        # Its thresholds can only be chosen from its scores: where nothing may be hidden it is asked
+        # without a rule, too.
+        if is_measured and (decision.first_look or not gated):
+            worst = worst._replace(first_look=self._look_first(grey_hw, milliseconds))
+            first = worst.first_look
+            if gated and first and is_settled(first.faulty_probability, decision):
+                return worst
         stitcher: imaging.Stitcher | None = None
         for (x, y, w, h), frames in tiles_of(grey_hw, spec):
             started = time.perf_counter()
-            if first_look is not None:
-                seen = _scores(first_look.run({"frames": self._for_first_look(frames)}))
-                worst_first = _worse(worst_first, seen)
-                if gated and is_settled(seen.faulty_probability, decision):
-                    milliseconds["gate"] += _ms_since(started)
-                    continue
             outputs = self._networks.gate.run({"frames": frames})
             seen = _scores(outputs)
             worst = _worse(worst, seen)
@@ -514,15 +513,21 @@ class Inspector:
             # Where nothing was looked at nothing is claimed.
             sides = ((0, 0), (0, 0), (left, columns - right))
             worst = worst._replace(probabilities_chw=np.pad(seen_chw, sides))
-        return worst if first_look is None else worst._replace(first_look=worst_first)
+        return worst
 
-    def _for_first_look(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Padded further, where it needs other multiples than the gate."""
-        entry = self.bundle.manifest.first_look
-        if entry is None:
-            return frames
-        padded_hw, _ = imaging.pad_to_multiple(frames[0, 0], entry.multiple_of)
-        return np.ascontiguousarray(padded_hw)[None, None]
+    def _look_first(
+        self, grey_hw: imaging.GreyHW, milliseconds: dict[str, float]
+    ) -> Evidence | None:
+        """What the first look says, if the bundle has one; its time is part of stage 1's."""
+        entry, network = self.bundle.manifest.first_look, self._networks.first_look
+        if entry is None or network is None:
+            return None
+        started = time.perf_counter()
+        padded_hw, _ = imaging.pad_to_multiple(grey_hw, entry.multiple_of)
+        seen = _scores(network.run({"frames": np.ascontiguousarray(padded_hw)[None, None]}))
+        milliseconds["gate"] += _ms_since(started)
+        # An infinity is no answer either; NaN is not lost in comparisons.
+        return seen if _is_finite(seen) else seen._replace(faulty_probability=math.nan)
 
     def _timeout(self, late: Late[Named], deadline_ms: float) -> Inspection:
         work = "was not done" if late.begun else "had not begun and was skipped"
@@ -577,12 +582,18 @@ def _worse(a: Evidence, b: Evidence) -> Evidence:
 
     A plain maximum would lose minus infinity.
     """
-    finite = math.isfinite(b.faulty_probability) and np.isfinite(b.head_probabilities).all()
+    finite = _is_finite(b)
     return a._replace(
         faulty_probability=float(np.maximum(a.faulty_probability, b.faulty_probability))
         if finite
         else math.nan,
         head_probabilities=np.maximum(a.head_probabilities, b.head_probabilities),
+    )
+
+
+def _is_finite(seen: Evidence) -> bool:
+    return math.isfinite(seen.faulty_probability) and bool(
+        np.isfinite(seen.head_probabilities).all()
     )
 
 

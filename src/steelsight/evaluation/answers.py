@@ -104,8 +104,11 @@ def _look(inspector: Inspector, grey_hw: NDArray[np.uint8]) -> Answer | Reason:
     masks_khw = seen.probabilities_chw
     if masks_khw is None:
         return Reason.ENGINE_FAILED
-    first = seen.first_look
-    first_logit = None if first is None else float(logit(np.array(first.faulty_probability)))
+    first_logit = None
+    if inspector.bundle.first_look_path is not None:
+        # A frame that it may not look at, because of its size, is one that it does not settle.
+        first = seen.first_look
+        first_logit = float(logit(np.array(1.0 if first is None else first.faulty_probability)))
     evidence = (seen.faulty_probability, *seen.head_probabilities, masks_khw.sum())
     if not np.isfinite((*evidence, 0.0 if first_logit is None else first_logit)).all():
         return Reason.NOT_FINITE
