@@ -166,11 +166,12 @@ def test_a_wrong_name_is_told_with_the_right_ones() -> None:
 def test_the_shipped_folder_is_small_and_holds_nothing_else(name: str) -> None:
     shipped = load_bundle(Path(name))
     manifest = shipped.manifest
-    entries = (manifest.gate, manifest.segmenter, manifest.parity, manifest.self_test)
-    names = {MANIFEST, CARD, DECISION, *(entry.file for entry in entries)}
+    assert manifest.first_look is not None
+    networks = (manifest.gate, manifest.segmenter, manifest.first_look)
+    entries = (*networks, manifest.parity, manifest.self_test)
+    names = {MANIFEST, CARD, DECISION, "first-look.toml", *(entry.file for entry in entries)}
     assert {path.name for path in shipped.folder.iterdir()} == names
-    # Two of them, pictures, code and metadata: the wheel stays below 75 MB.
-    assert sum(path.stat().st_size for path in shipped.folder.iterdir()) < 35e6
+    assert sum(path.stat().st_size for path in shipped.folder.iterdir()) < 60e6
 
 
 def test_the_card_says_what_a_buyer_must_know(shipped: Bundle) -> None:
@@ -522,3 +523,17 @@ def test_class_entries_have_a_colour_each() -> None:
     assert len({entry.colour for entry in entries}) == 8
     shipped_colours = [c.colour for c in load_bundle().classes]
     assert [entry.colour for entry in entries[:4]] == shipped_colours
+
+
+def test_a_decision_in_the_bundle_is_given_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, own = load_bundle(decision=Path("first-look")), load_bundle(decision=Path("decision"))
+    assert named.decision.first_look is not None
+    assert own.decision == load_bundle().decision
+    # What is there comes first, and no name leads out of the folder.
+    Path("first-look").write_text(own.decision.text + "# mine\n")
+    assert load_bundle(decision=Path("first-look")).decision.text.endswith("# mine\n")
+    (tmp_path / "bundle").symlink_to(DEFAULT_BUNDLE)
+    for outside in ("../bundle/decision", "no-such"):
+        with pytest.raises(InputError, match=f"expected a decision file at {outside}"):
+            load_bundle(Path("bundle"), Path(outside))

@@ -224,12 +224,25 @@ def find_bundle(given: Path | None) -> Path:
     return SHIPPED_BUNDLES / given if is_shipped else given
 
 
+def find_decision(bundle: Path, given: Path | None) -> Path:
+    """A decision file: the bundle's own, the one given, or the one that it has under that name.
+
+    A file that is there comes first, as with bundles.
+    """
+    if given is None:
+        return bundle / DECISION
+    beside = bundle / f"{given}.toml"
+    is_named = not given.exists() and given.name == str(given) and beside.is_file()
+    return beside if is_named else given
+
+
 def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bundle:
     """Reads a bundle and checks it.
 
     Args:
         folder: the bundle, or the name of a shipped one; the default one if ``None``.
-        decision: a decision file to use instead of the bundle's own.
+        decision: a decision file to use instead of the bundle's own, or the name of one of the
+            bundle's further ones.
 
     Raises:
         BundleError: no bundle, an altered file, a failed parity, another format version.
@@ -270,10 +283,11 @@ def load_bundle(folder: Path | None = None, decision: Path | None = None) -> Bun
             f"{folder}: the parity check against the trained network failed when this bundle was "
             f"made (see {PARITY}); export it again"
         )
-    rules = load_decision(decision or folder / DECISION, [c.id for c in manifest.classes])
+    decision = find_decision(folder, decision)
+    rules = load_decision(decision, [c.id for c in manifest.classes])
     if rules.first_look and not manifest.first_look:
         raise InputError(
-            f"{decision or folder / DECISION}: [first_look] is for a bundle with a first look, "
+            f"{decision}: [first_look] is for a bundle with a first look, "
             f"{folder} has none; remove the table, or add one: steelsight model first-look"
         )
     return Bundle(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,4 +66,6 @@ def test_cold_starts_take_one_image_then_all(monkeypatch, tmp_path):
     assert commands == [[str(images[0]), *options]] * 3 + [[*map(str, images), *options]]
     assert (found.seconds.median, found.seconds.values) == (2, 3), "the run on all is no start"
     assert found.peak_mb == 99
+    cold_start(tmp_path, Engine.OPENVINO, 3, images, starts=1, decision=Path("first-look"))
+    assert commands[-1][-2:] == ["--decision", "first-look"]
     json.dumps(found.seconds.median)

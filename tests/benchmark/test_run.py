@@ -1,6 +1,7 @@
 """The story of a benchmark, with pipelines whose answers are known."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from steelsight.benchmark.run import (
     load_contestant,
     run,
 )
+from steelsight.decisions import FirstLookRule
 from steelsight.defects import Defect, DefectClass, Inspection, Reason, Verdict
 from steelsight.engine.runtime import Engine
 from steelsight.errors import EngineError, InputError
@@ -50,7 +52,7 @@ class FakeInspector:
             id="fake@12345678",
             folder="fake",
             classes=tuple(DefectClass(k, k, "#000000") for k in "12"),
-            decision=SimpleNamespace(id="87654321"),
+            decision=SimpleNamespace(id="87654321", name="rules", first_look=None),
             manifest=SimpleNamespace(name="fake", precision="int8"),
         )
 
@@ -71,7 +73,7 @@ def fakes(monkeypatch):
     """Pipelines that are loaded, in order; nothing is started and no peak is measured."""
     loaded = []
 
-    def load(bundle, engine, threads):
+    def load(bundle, engine, threads, decision=None):
         if engine == Engine.OPENVINO and bundle == "refused":
             raise EngineError("OpenVINO refuses it")
         loaded.append(Pipeline(FakeInspector(f"{engine}-int8"), FakeInspector()))
@@ -79,7 +81,7 @@ def fakes(monkeypatch):
 
     cold = ColdStart(Spread.of([0.5, 0.6, 0.7]), 200.0)
     monkeypatch.setattr(room.Pipeline, "load", load)
-    monkeypatch.setattr(room, "cold_start", lambda *given: cold)
+    monkeypatch.setattr(room, "cold_start", lambda *given, decision: cold)
     monkeypatch.setattr(room, "_probes", lambda *given: {})
     return loaded
 
@@ -173,7 +175,7 @@ def test_equal_names_are_told_apart(fakes):
 
 
 def test_without_a_cold_start_the_rest_is_measured(fakes, monkeypatch):
-    def refuse(*given):
+    def refuse(*given, decision):
         raise EngineError("no process")
 
     monkeypatch.setattr(room, "cold_start", refuse)
@@ -311,6 +313,40 @@ def test_share_of_the_peak_is_paired(monkeypatch):
     assert shares["gate"]["median"] == shares["gate"]["p99"] == 0.5
     assert shares["segment_operations"] == 2e9
     assert "segment" not in shares
+
+
+def test_the_gates_share_of_the_peak_is_not_told_behind_a_first_look(monkeypatch):
+    """Not every frame has its operations: their share of the time would be above 100 %."""
+    pytest.importorskip("openvino")
+    from steelsight.benchmark import peak
+
+    monkeypatch.setattr(peak, "operations", lambda *given: (6e9, 2e9))
+    found = SimpleNamespace(step_ms_r={"gate": (20.0, 40.0), "segment": (5.0, 5.0)})
+    behind = FakeInspector()
+    behind.bundle.decision.first_look = FirstLookRule(clear_below=0.01)
+    shares = room._share_of_peak(SimpleNamespace(one=behind), SIZE_WH, found, [4e11, 4e11])
+    assert not {"gate", "gate_operations"} & set(shares)
+    assert shares["segment"]["median"] == 1
+
+
+def test_every_decision_runs_on_every_engine(monkeypatch):
+    given = []
+
+    def load(bundle, engine, threads, decision=None):
+        given.append((bundle, str(engine), decision))
+        return Pipeline(FakeInspector(f"{engine}-int8"), FakeInspector(), decision=decision)
+
+    monkeypatch.setattr(room.Pipeline, "load", load)
+    settings = Settings(
+        engines=(Engine.ONNXRUNTIME,), decisions=(Path("decision"), Path("first-look"))
+    )
+    pipelines = room._load_pipelines(settings, [], lambda *_: None)
+    assert given == [
+        (None, "onnxruntime", Path("decision")),
+        (None, "onnxruntime", Path("first-look")),
+    ]
+    assert [p.decision for p in pipelines] == [Path("decision"), Path("first-look")]
+    assert len({p.name for p in pipelines}) == 2
 
 
 def test_the_naive_pipeline():

@@ -16,7 +16,9 @@ SMALL = ("--engine", "onnxruntime", "--frames", 2, "--faulty-share", 0.5, "--rou
 @pytest.fixture
 def quick(monkeypatch):
     """No processes are started, no peak is measured."""
-    monkeypatch.setattr(room, "cold_start", lambda *given: ColdStart(Spread.of([0.5]), 200.0))
+    monkeypatch.setattr(
+        room, "cold_start", lambda *given, decision: ColdStart(Spread.of([0.5]), 200.0)
+    )
     monkeypatch.setattr(room, "_probes", lambda *given: {})
 
 

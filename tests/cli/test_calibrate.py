@@ -120,21 +120,18 @@ def test_people_see_thresholds_and_what_they_give(call, run, out, monkeypatch):
     assert "soft = true" in out.read_text()
 
 
-def test_a_first_look_is_used_where_its_scores_are_known(call, run, out, found):
-    for options, settled in (((), False), (("--first-look", 0), False)):
-        told = json.loads(call("calibrate", run, *options, "--out", out, "--force", "--json").out)
-        assert (told["first_look"] is not None) == settled
+def test_a_first_look_is_used_where_it_is_asked_for(call, run, out, found):
     rng = np.random.default_rng(3)
     scores = (rng.normal(-4, 1, len(found)) + 5 * found.faulty).astype(np.float32)
     replace(found, first_look_logits=scores).save(run / "predictions.npz")
-    for options, share in (((), 70), (("--first-look", 0.4), 40), (("--first-look", 0), 0)):
+    for options, share in (((), 0), (("--first-look", 0.4), 40), (("--first-look", 0.7), 70)):
         told = json.loads(call("calibrate", run, *options, "--out", out, "--force", "--json").out)
         assert (told["first_look"] is not None) == bool(share)
         if share:
             settles = float(re.search(r"the first look settles ([0-9.]+) %", told["rule"])[1])
             assert settles == pytest.approx(share, abs=0.5)
         assert told["nested"]["escape_rate"]["of"] == told["on_these_frames"]["escape_rate"]["of"]
-    answer = call("calibrate", run, "--out", out, "--force")
+    answer = call("calibrate", run, "--first-look", 0.7, "--out", out, "--force")
     assert re.search(r"^ *first look +0\.\d+", answer.out, re.MULTILINE), answer.out
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
+from steelsight.data.synthetic import CoilConfig, draw_frame
 from steelsight.decisions import FirstLookRule, decide, is_settled
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import Inspector
 from steelsight.engine.cascade import SETTLED
 from steelsight.engine.choice import self_test
 from steelsight.engine.first_look import add_first_look
+from steelsight.engine.runtime import load_runtime
 from steelsight.errors import InputError
 
 from .conftest import FakeFirstLook
@@ -223,6 +225,44 @@ def test_a_rule_needs_a_bundle_with_the_network(joined, tmp_path):
     manifest.write_text(manifest.read_text().split("[first_look]")[0])
     with pytest.raises(InputError, match=r"is for a bundle with a first look, .* has none"):
         load_bundle(plain, file)
+
+
+def test_it_is_loaded_when_it_is_asked(joined, monkeypatch, tmp_path):
+    """Most decisions never ask: their start need not wait for it."""
+    loaded = []
+
+    def load(path, *arguments):
+        loaded.append(path.name)
+        return load_runtime(path, *arguments)
+
+    monkeypatch.setattr("steelsight.engine.cascade.load_runtime", load)
+    inspector = Inspector.load(joined.folder, engine="onnxruntime")
+    frame = draw_frame(CoilConfig(1, 3, 1.0, (1600, 256)), 0).grey_hw
+    inspector.inspect(frame)
+    assert sorted(loaded) == ["gate.int8.onnx", "segmenter.int8.onnx"]
+    inspector.look(frame)
+    inspector.look(frame)
+    assert loaded[2:] == ["first_look.int8.onnx"]
+    loaded.clear()
+    Inspector.load(decision="first-look", engine="onnxruntime")
+    assert sorted(loaded) == ["first_look.int8.onnx", "gate.int8.onnx", "segmenter.int8.onnx"]
+
+
+def test_the_shipped_decision_hides_nothing_else(shared_dir):
+    """Real frames: where the first look does not settle, all is as without it."""
+    images = shared_dir / "data/severstal/images"
+    frames = sorted(images.iterdir())[::25]
+    with_it = Inspector.load(decision="first-look", engine="onnxruntime", workers=0)
+    without = Inspector.load(engine="onnxruntime", workers=0)
+    settled = 0
+    for one, other in zip(with_it.inspect_many(frames), without.inspect_many(frames), strict=True):
+        if SETTLED in one.notes:
+            settled += 1
+            assert one.verdict is Verdict.OK
+            assert one.faulty_probability < with_it.bundle.decision.first_look.clear_below
+        else:
+            assert essence(one) == essence(other)
+    assert 5 <= settled < len(frames)
 
 
 @pytest.mark.parametrize("what", ["types", "precision", "kind of camera", "folder"])

@@ -78,7 +78,12 @@ print(json.dumps([seconds, peak, process.returncode, bool(first), said.decode(er
 
 
 def cold_start(
-    bundle: Path, engine: Engine, threads: int, images: Sequence[Path], starts: int = COLD_STARTS
+    bundle: Path,
+    engine: Engine,
+    threads: int,
+    images: Sequence[Path],
+    starts: int = COLD_STARTS,
+    decision: Path | None = None,
 ) -> ColdStart:
     """Starts ``steelsight inspect`` anew: some times on the first image, then once on all.
 
@@ -86,6 +91,8 @@ def cold_start(
         EngineError: it does not give a verdict.
     """
     options = ["--bundle", bundle, "--engine", engine, "--threads", threads]
+    if decision is not None:
+        options += ["--decision", decision]
     command = [sys.executable, "-m", "steelsight", "inspect"]
     seconds, peaks_mb = zip(
         *(

@@ -6,6 +6,7 @@ belong to this machine and hour; the ratios are what can be compared.
 """
 
 import importlib.util
+import math
 import sys
 import time
 from collections import Counter
@@ -82,23 +83,38 @@ class Pipeline:
     Args:
         one: inspects single frames with all threads.
         many: inspects several at once.
-        name: in the tables; bundle and engine if left out.
+        name: in the tables; bundle and engine if left out, and the decision if one is given.
+        decision: the file, or its name in the bundle.
     """
 
-    def __init__(self, one: Inspector, many: Inspector, name: str | None = None) -> None:
-        self.one, self.many = one, many
+    def __init__(
+        self,
+        one: Inspector,
+        many: Inspector,
+        name: str | None = None,
+        decision: Path | None = None,
+    ) -> None:
+        self.one, self.many, self.decision = one, many, decision
         self.name = name or f"{one.bundle.manifest.name} {one.engine}"
+        if decision is not None and name is None:
+            self.name += f" {one.bundle.decision.name}"
 
     @classmethod
-    def load(cls, bundle: Path | None, engine: Engine, threads: int) -> "Pipeline":
+    def load(
+        cls, bundle: Path | None, engine: Engine, threads: int, decision: Path | None = None
+    ) -> "Pipeline":
         """Loads the bundle twice: for latency, and for throughput.
 
         Raises:
             SteelsightError: as ``Inspector.load``.
         """
-        one = Inspector.load(bundle, engine=engine, threads=threads, workers=1)
-        many = Inspector.load(bundle, engine=engine, threads=threads, workers=0)
-        return cls(one, many)
+        one, many = (
+            Inspector.load(
+                bundle, decision=decision, engine=engine, threads=threads, workers=workers
+            )
+            for workers in (1, 0)
+        )
+        return cls(one, many, decision=decision)
 
     def judge(self, frame: EncodedFrame) -> Inspection:
         """The verdict on one frame."""
@@ -292,6 +308,8 @@ class Settings:
 
     bundles: tuple[Path | None, ...] = (None,)
     """Folders; ``None`` is the shipped one."""
+    decisions: tuple[Path | None, ...] = (None,)
+    """Files, or names that the bundles have them under; ``None`` is a bundle's own."""
     engines: tuple[Engine, ...] = ()
     """All installed ones if empty."""
     against: Path | None = None
@@ -433,12 +451,17 @@ def run(
 def _load_pipelines(settings: Settings, notes: list[str], step: Progress) -> list[Pipeline]:
     """Every bundle on every engine; an engine that refuses is told and left out."""
     engines = settings.engines or [e for e in Engine if e in versions()]
-    pairs = [(folder, engine) for folder in settings.bundles for engine in engines]
+    pairs = [
+        (folder, engine, decision)
+        for folder in settings.bundles
+        for decision in settings.decisions
+        for engine in engines
+    ]
     pipelines: list[Pipeline] = []
     refusal = EngineError("expected an inference engine, none is installed; reinstall steelsight")
-    for folder, engine in told(pairs, step):
+    for folder, engine, decision in told(pairs, step):
         try:
-            pipelines.append(Pipeline.load(folder, engine, settings.threads))
+            pipelines.append(Pipeline.load(folder, engine, settings.threads, decision))
         except EngineError as error:
             refusal = error
             notes.append(f"{engine} is left out: {error}")
@@ -494,7 +517,8 @@ def _cold_starts(
         for pipeline in told(pipelines, step):
             engine = Engine(pipeline.one.engine.partition("-")[0])
             try:
-                found.append(cold_start(pipeline.one.bundle.folder, engine, threads, images))
+                bundle, decision = pipeline.one.bundle, pipeline.decision
+                found.append(cold_start(bundle.folder, engine, threads, images, decision=decision))
             except EngineError as error:
                 notes.append(f"{pipeline.name} has no cold start: {error}")
                 found.append(None)
@@ -525,8 +549,13 @@ def _share_of_peak(
         counted = operations(pipeline.one.bundle, size_wh)
     except EngineError:
         return None
+    if pipeline.one.bundle.decision.first_look:
+        # Not every frame has the operations of the gate, so none can be told for its time.
+        counted = (math.nan, counted[1])
     shares: dict[str, Any] = {"peak_operations_per_second_by_round": to_json(peaks_r)}
     for step, per_frame in zip(("gate", "segment"), counted, strict=True):
+        if math.isnan(per_frame):
+            continue
         shares[f"{step}_operations"] = per_frame
         if step in found.step_ms_r:
             seconds_r = 1e-3 * np.array(found.step_ms_r[step])

@@ -169,7 +169,7 @@ def first_look(
         console.print(
             "Its decision has no [first_look] yet: nothing is cleared by it. Next:\n"
             f"  steelsight evaluate DATA --bundle {out} --out eval/ --save-predictions\n"
-            "  steelsight calibrate eval/ --out decision.toml",
+            "  steelsight calibrate eval/ --first-look 0.7 --out decision.toml",
             highlight=False,
         )
     return DONE

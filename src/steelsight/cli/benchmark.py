@@ -56,6 +56,14 @@ def benchmark(
             help="Bundle folder or shipped name, repeatable; severstal-r50 if none.",
         ),
     ] = None,
+    decision: Annotated[
+        list[Path] | None,
+        Parameter(
+            json_list=False,
+            negative="",
+            help="Decision file or name in the bundle, repeatable; the bundle's own is `decision`.",
+        ),
+    ] = None,
     engine: Annotated[
         list[str] | None,
         Parameter(
@@ -117,6 +125,7 @@ def benchmark(
         faulty_share = max(DRAWN_FAULTY_SHARE, 1 / max(count, 1))
     settings = Settings(
         bundles=tuple(bundle or ()) or (None,),
+        decisions=tuple(decision or ()) or (None,),
         engines=_engines(engine),
         against=against,
         frames=count,

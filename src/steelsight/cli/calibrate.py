@@ -78,12 +78,12 @@ def calibrate(
         bool, Parameter(negative="", help="Stage 1's probability weighs the scores of types.")
     ] = False,
     first_look: Annotated[
-        float | None,
+        float,
         Parameter(
-            help="Share of the clean frames that the bundle's first look settles; 0 for none. 0.7"
-            " if the predictions have its scores."
+            help="Share of the clean frames that the bundle's first look settles, such as 0.7; none"
+            " if left out."
         ),
-    ] = None,
+    ] = 0.0,
     name: Annotated[
         str | None, Parameter(help="Of the decision; folder and rule if left out.")
     ] = None,
@@ -103,12 +103,7 @@ def calibrate(
     """
     from steelsight.decisions import load_decision
     from steelsight.evaluation.predictions import Predictions
-    from steelsight.evaluation.thresholds import (
-        FIRST_LOOK_SHARE,
-        choose,
-        nested_verdicts,
-        outcome,
-    )
+    from steelsight.evaluation.thresholds import choose, nested_verdicts, outcome
     from steelsight.evaluation.verdicts import apply_decision
 
     if out.exists() and not force:
@@ -129,8 +124,6 @@ def calibrate(
     )
     file = _predictions_file(path)
     found = Predictions.load(file)
-    if first_look is None:
-        first_look = 0.0 if found.first_look_logits is None else FIRST_LOOK_SHARE
 
     def choice_of(some: Predictions, *, curve: bool = False) -> "Choice":
         return choose(

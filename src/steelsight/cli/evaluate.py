@@ -59,7 +59,10 @@ def evaluate(
         Path | None, Parameter(help="Folder; severstal-r50, which is shipped, if left out.")
     ] = None,
     decision: Annotated[
-        Path | None, Parameter(help="Decision file to use instead of the bundle's.")
+        Path | None,
+        Parameter(
+            help="Decision file to use instead of the bundle's; severstal-r50 has first-look, too."
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,

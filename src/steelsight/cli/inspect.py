@@ -107,7 +107,10 @@ def inspect(
     ] = None,
     bundle: BundleFolder = None,
     decision: Annotated[
-        Path | None, Parameter(help="Decision file to use instead of the bundle's.")
+        Path | None,
+        Parameter(
+            help="Decision file to use instead of the bundle's; severstal-r50 has first-look, too."
+        ),
     ] = None,
     engine: EngineName = "auto",
     threads: Threads = None,

@@ -26,7 +26,10 @@ def serve(
     ] = Path("service"),
     bundle: BundleFolder = None,
     decision: Annotated[
-        Path | None, Parameter(help="Decision file to use instead of the bundle's.")
+        Path | None,
+        Parameter(
+            help="Decision file to use instead of the bundle's; severstal-r50 has first-look, too."
+        ),
     ] = None,
     models: Annotated[
         Path | None, Parameter(help="Folder with bundles that may be activated while it runs.")

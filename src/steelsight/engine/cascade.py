@@ -10,7 +10,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ from steelsight.data.threads import frame_by_frame
 from steelsight.decisions import Decision, check_contrast, decide, is_cleared, is_settled
 from steelsight.defects import Inspection, Reason, Verdict
 from steelsight.engine.choice import choose_engine
-from steelsight.engine.runtime import Engine, Runtime, load_runtime, share_threads
+from steelsight.engine.runtime import Engine, Runtime, Tensors, load_runtime, share_threads
 from steelsight.engine.stream import Late, Stream, in_order
 from steelsight.errors import DecodeError, EngineError, InputError
 
@@ -110,17 +112,43 @@ class Networks(NamedTuple):
         cls, bundle: Bundle, engine: Engine | str, threads: int | None = None, workers: int = 1
     ) -> "Networks":
         """Loads the files of a bundle; arguments and errors as ``load_runtime``."""
-        paths = [bundle.gate_path, bundle.segmenter_path]
-        if bundle.first_look_path is not None:
-            paths.append(bundle.first_look_path)
-        precision = bundle.manifest.precision
+
+        def load(path: Path) -> Runtime:
+            return load_runtime(path, bundle.manifest.precision, engine, threads, workers)
+
+        first = bundle.first_look_path
+        later = None if first is None else _Later(partial(load, first))
+        at_once: list[Callable[[], Runtime]] = [
+            partial(load, bundle.gate_path),
+            partial(load, bundle.segmenter_path),
+        ]
+        if later is not None and bundle.decision.first_look:
+            at_once.append(later.loaded)
         # Most of the time to the first verdict is spent here: all at once.
-        with ThreadPoolExecutor(len(paths)) as pool:
-            return cls(
-                *pool.map(
-                    lambda path: load_runtime(path, precision, engine, threads, workers), paths
-                )
-            )
+        with ThreadPoolExecutor(len(at_once)) as pool:
+            gate, segmenter, *_ = pool.map(lambda step: step(), at_once)
+        return cls(gate, segmenter, later)
+
+
+class _Later:
+    """A network that is loaded when it is first asked: many decisions never ask it."""
+
+    def __init__(self, load: Callable[[], Runtime]) -> None:
+        self._load, self._lock = load, Lock()
+        self._runtime: Runtime | None = None
+        self.label = ""
+
+    def loaded(self) -> Runtime:
+        """The network itself; raises as ``load_runtime``."""
+        with self._lock:
+            if self._runtime is None:
+                self._runtime = self._load()
+                self.label = self._runtime.label
+            return self._runtime
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """See ``Runtime.run``."""
+        return self.loaded().run(inputs)
 
 
 class Tile(NamedTuple):

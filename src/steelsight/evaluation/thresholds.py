@@ -97,9 +97,6 @@ CLEAR_TIMES = HIGH_SHARE / LOW_SHARE
 KAGGLE_CLEARS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Shares of the clean frames that reach a ``clear_below`` which the rule kaggle tries."""
 
-FIRST_LOOK_SHARE = 0.7
-"""Of the clean frames that a first look settles; what that costs is measured with every choice."""
-
 NESTED_FOLDS = 5
 
 _HALF = 0.5
