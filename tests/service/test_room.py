@@ -5,6 +5,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -18,6 +19,7 @@ from steelsight.errors import InputError, SteelsightError, StoreError
 from steelsight.exports import StoredResults
 from steelsight.service import room as module
 from steelsight.service.room import QueueFullError, Room, RoomSettings, sent_name
+from steelsight.service.watch import reference_of
 
 COIL = CoilConfig(frames=40, seed=7, faulty_share=1.0)
 
@@ -331,3 +333,21 @@ def test_a_folder_that_cannot_be_written_is_told(settings, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match="--data"):
         Room(replace(settings, data=tmp_path / "file" / "data"))
+
+
+def test_the_shipped_first_look_in_the_service(settings):
+    """Explored as inspected; and drift is not measured against scores of another network."""
+    coil = CoilConfig(2, 3, 0.5, (1600, 256))
+    frames = [encode_jpeg(draw_frame(coil, n).grey_hw) for n in (0, 1)]
+    with Room(replace(settings, decision=Path("first-look"))) as room:
+        for n, frame in enumerate(frames):
+            answer = room.submit(frame, f"{n}.jpg").future.result(60)
+            again = room.explore(answer.id, {})
+            assert again.verdict is answer.inspection.verdict
+            assert again.faulty_probability == answer.inspection.faulty_probability
+        assert room.explore(answer.id, {"gate": {"ng_from": 0.9}}).decision != again.decision
+        with pytest.raises(InputError, match=r"first_look\.clear_below .* must not exceed"):
+            room.explore(answer.id, {"gate": {"clear_below": 0.01}})
+        assert reference_of(room, room.active) is None
+    with Room(settings) as room:
+        assert reference_of(room, room.active) is not None

@@ -186,7 +186,8 @@ def reference_of(room: Room, model: Model) -> Reference | None:
     if path.is_file():
         return _read(path)
     shipped = _shipped().get(model.id)
-    if shipped is not None:
+    # Behind a first look clear frames have scores of another network.
+    if shipped is not None and model.inspector.bundle.decision.first_look is None:
         return shipped
     with Line(room.store_path, model) as store:
         first = store.first(OWN_REFERENCE_FRAMES)
