@@ -123,15 +123,15 @@ def self_test(inspector: "Inspector") -> tuple[Inspection, str]:
         The answer, and its difference in one line; empty if there is none.
     """
     bundle = inspector.bundle
-    taken = inspector.take_in(bundle.self_test_path)
-    found = inspector.judge(taken)
+    found = inspector.inspect(bundle.self_test_path)
     if not _has_answer(bundle):
         return found, f"no answer was recorded in {PARITY}; export it again"
     difference = compare(found, bundle.parity["self_test"])
-    if bundle.first_look_path is None or taken.frame is None or difference:
+    if bundle.first_look_path is None or difference:
         return found, difference
+    taken = inspector.take_in(bundle.self_test_path)
     # The frame holds defects: nothing would show that the first look is another one here.
-    first = inspector.look(taken.frame.grey_hw).first_look
+    first = None if taken.frame is None else inspector.look(taken.frame.grey_hw).first_look
     ours = None if first is None else first.faulty_probability
     theirs = bundle.parity.get("first_look", {}).get("self_test_faulty_probability")
     if not abs(_logit(ours) - _logit(theirs)) <= LOGIT_TOLERANCE:

@@ -115,6 +115,8 @@ def _correct_biases(prepared: Path, quantised: Path, frames: Sequence[NDArray[np
         and node.name in originals
         and getattr(made_by.get(node.input[1]), "op_type", "") == "DequantizeLinear"
     ]
+    if not rounded:  # all blocks are kept in fp32
+        return
     added: list[onnx.NodeProto] = []
     means = _channel_means(exact, {originals[node.name].input[0] for node in rounded}, frames)
 
