@@ -51,10 +51,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("count", type=int)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--decision", type=Path)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    inspector = Inspector.load(given.bundle, engine=given.engine, workers=given.workers)
+    inspector = Inspector.load(
+        given.bundle, decision=given.decision, engine=given.engine, workers=given.workers
+    )
     frames = mix(inspector, given.folder)
     taken_s, cleared = np.zeros(given.count), np.zeros(given.count, bool)
     verdicts = {"OK": 0, "NG": 0, "UNKNOWN": 0}
