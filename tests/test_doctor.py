@@ -23,7 +23,8 @@ from steelsight.bundle import (
     file_entry,
     write_manifest,
 )
-from steelsight.doctor import Check, Diagnosis, diagnose, versions
+from steelsight.doctor import GPU_PACKAGE, Check, Diagnosis, diagnose, versions
+from steelsight.engine.runtime import Engine
 
 DECISION_FILE = """\
 version = 1
@@ -273,18 +274,58 @@ def test_packages_that_are_not_installed_are_left_out(
     monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
 ) -> None:
     def version(package: str) -> str:
-        if package == "openvino":
+        if package in ("openvino", GPU_PACKAGE):
             raise doctor.metadata.PackageNotFoundError(package)
         return "1.2.3"
 
     monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(doctor, "installed_engines", lambda: (Engine.ONNXRUNTIME,))
     assert "openvino" not in versions()
     assert versions()["numpy"] == "1.2.3"
     diagnosis = diagnose(make_bundle())
     found = {check.what: check for check in diagnosis.checks}
     assert found["openvino"] == Check("openvino", "not installed (extra)")
     assert "self-test on openvino" not in found
+    assert GPU_PACKAGE not in found
     assert diagnosis.healthy
+
+
+def test_onnxruntime_for_gpus_stands_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
+) -> None:
+    installed = {GPU_PACKAGE: "1.31.1"}
+    real = doctor.metadata.version
+
+    def version(package: str) -> str:
+        if package == "onnxruntime" and package not in installed:
+            raise doctor.metadata.PackageNotFoundError(package)
+        return installed.get(package) or real(package)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    folder = make_bundle()
+    diagnosis = diagnose(folder)
+    found = {check.what: check for check in diagnosis.checks}
+    assert found[GPU_PACKAGE] == Check(GPU_PACKAGE, "1.31.1")
+    assert "onnxruntime" not in found
+    assert diagnosis.healthy
+
+    # Both are the same module, and whichever came last has overwritten the other.
+    installed["onnxruntime"] = "1.32.0"
+    broken = diagnose(folder)
+    assert not broken.healthy
+    told = next(check.found for check in broken.checks if check.what == GPU_PACKAGE)
+    assert f"run: pip uninstall onnxruntime {GPU_PACKAGE}" in told
+
+
+def test_a_gpu_that_is_there_and_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Path]
+) -> None:
+    monkeypatch.setattr(doctor, "installed_engines", lambda: (Engine.ONNXRUNTIME, Engine.CUDA))
+    diagnosis = diagnose(make_bundle())
+    found = {check.what: check for check in diagnosis.checks}
+    assert found["self-test on onnxruntime"].ok
+    assert found["self-test on cuda"].ok is False
+    assert "onnxruntime-gpu" in found["self-test on cuda"].found
 
 
 # The engine of auto ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +12,12 @@ from steelsight import __version__
 from steelsight.bundle import Bundle, load_bundle
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.choice import choose_engine, self_test
-from steelsight.engine.runtime import Engine, available_cores
+from steelsight.engine.runtime import Engine, available_cores, installed_engines
 from steelsight.errors import SteelsightError
 
 PACKAGES = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "onnxruntime", "openvino")
+GPU_PACKAGE = "onnxruntime-gpu"
+"""In place of ``onnxruntime``: both are the same module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Diagnosis:
 def versions() -> dict[str, str]:
     """Versions of what takes part in a result; packages that are not installed are left out."""
     found = {"steelsight": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, GPU_PACKAGE):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -73,7 +75,10 @@ def diagnose(folder: Path | None = None) -> Diagnosis:
     checks = [
         Check(name, installed.get(name, "not installed (extra)"))
         for name in ("steelsight", "python", *PACKAGES)
+        if name in installed or not (name == "onnxruntime" and GPU_PACKAGE in installed)
     ]
+    if GPU_PACKAGE in installed:
+        checks.append(_gpu_package(installed))
     checks.append(
         Check(
             "machine",
@@ -86,9 +91,18 @@ def diagnose(folder: Path | None = None) -> Diagnosis:
     except SteelsightError as error:
         return Diagnosis([*checks, Check("bundle", str(error), ok=False)])
     checks.append(Check("bundle", f"{bundle.id}, checksums and parity right", ok=True))
-    engines = [e for e in (Engine.ONNXRUNTIME, Engine.OPENVINO) if e in installed]
-    tests = [_self_test(bundle, engine) for engine in engines]
+    tests = [_self_test(bundle, engine) for engine in installed_engines()]
     return Diagnosis([*checks, *tests, _choice(bundle)])
+
+
+def _gpu_package(installed: Mapping[str, str]) -> Check:
+    if "onnxruntime" not in installed:
+        return Check(GPU_PACKAGE, installed[GPU_PACKAGE])
+    told = (
+        f"expected {GPU_PACKAGE} or onnxruntime, got both: each has overwritten files of the other;"
+        f" run: pip uninstall onnxruntime {GPU_PACKAGE}, then install one of them"
+    )
+    return Check(GPU_PACKAGE, told, ok=False)
 
 
 def _vector_instructions() -> str:

@@ -52,6 +52,11 @@ class DecodeError(SteelsightError):
         self.reason = reason
 
 
+def one_line(error: Exception) -> str:
+    """The text of somebody else's exception, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def escaped(text: str) -> str:
     r"""Control characters, line ends and undecodable bytes as ``\x1b``, all else as it is."""
     if text.isprintable():

@@ -47,7 +47,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from steelsight.defects import Reason
-from steelsight.errors import DecodeError, InputError
+from steelsight.errors import DecodeError, InputError, one_line
 from steelsight.png import Colours, parse_png, plain_png, trailing_notes
 
 GreyHW = npt.NDArray[np.uint8]
@@ -148,7 +148,7 @@ def read_bytes(path: str | Path, *, policy: DecodePolicy = _DEFAULT_POLICY) -> b
                 data += file.read(policy.max_bytes + 1 - len(data))
             return data
     except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or _one_line(error)
+        cause = getattr(error, "strerror", None) or one_line(error)
         _refuse(Reason.UNREADABLE, f"the file could not be read: {cause}", error)
 
 
@@ -285,10 +285,6 @@ def _check_size(width: int, height: int, policy: DecodePolicy) -> None:
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextmanager
 def _any_failure_refused(format_name: str) -> Iterator[None]:
     """Decoders raise whatever they like on damaged input; all of it is one refusal."""
@@ -299,7 +295,7 @@ def _any_failure_refused(format_name: str) -> Iterator[None]:
     except MemoryError as error:
         _refuse(Reason.TOO_LARGE, "not enough memory to decode; lower max_pixels", error)
     except Exception as error:
-        cause = _one_line(error)
+        cause = one_line(error)
         reason = Reason.TRUNCATED if "truncated" in cause.lower() else Reason.DECODE_FAILED
         _refuse(reason, f"damaged {format_name.upper()}: {cause}", error)
 
@@ -525,7 +521,7 @@ def _decode_jpeg(data: bytes, policy: DecodePolicy) -> _Raster:
         pixels = decode_jpeg(image, colorspace="GRAY" if grey_is_stored else "RGB", strict=True)
     except ValueError as error:
         reason = Reason.TRUNCATED if notes else Reason.DECODE_FAILED
-        _refuse(reason, f"damaged JPEG: {_one_line(error)}", error)
+        _refuse(reason, f"damaged JPEG: {one_line(error)}", error)
     return _Raster(pixels, exif_orientation(layout.exif), (*notes, *trailing))
 
 

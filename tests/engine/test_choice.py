@@ -39,15 +39,13 @@ class Machine:
         self.milliseconds = milliseconds
         self.answers = dict.fromkeys(milliseconds, RECORDED)
         self.broken: dict[Engine, Exception] = {}
-        self.versions = {"onnxruntime": "1", "openvino": "2"}
+        self.versions = {"onnxruntime": "1", "openvino": "2", "cuda": "3"}
         self.processor = "x86_64 Fast"
         self.loaded: list[tuple[Engine, int, int]] = []
         self.order: list[Engine] = []
         self._now_s = 0.0
-        monkeypatch.setattr(
-            choice.util, "find_spec", lambda name: name if name in self.milliseconds else None
-        )
-        monkeypatch.setattr(choice.metadata, "version", lambda name: self.versions[name])
+        monkeypatch.setattr(choice, "installed_engines", lambda: tuple(self.milliseconds))
+        monkeypatch.setattr(choice, "engine_version", lambda engine: self.versions[engine])
         monkeypatch.setattr(choice, "_processor", lambda: self.processor)
         monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: self._now_s))
         monkeypatch.setattr(Inspector, "load", self._load)
@@ -172,6 +170,39 @@ def test_without_a_recorded_answer_nothing_is_compared(machine, cache, recorded)
     assert "no answer was recorded in parity.json" in found.why
     assert not made.loaded
     assert not cache.exists()
+
+
+def test_a_gpu_is_one_of_them(machine):
+    made = machine(onnxruntime=8, openvino=6, cuda=2)
+    assert made.choose().engine is Engine.CUDA
+    assert made.choose().recorded
+
+
+def test_another_gpu_or_driver_is_measured_again(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "_DRIVER", tmp_path)
+    gpu = tmp_path / "gpus/0000:01:00.0/information"
+    gpu.parent.mkdir(parents=True)
+    gpu.write_text("Model: \t\t NVIDIA L4\nIRQ: 1\n")
+    made = machine(onnxruntime=8, cuda=2)
+    made.choose()
+    gpu.write_text("Model: \t\t NVIDIA L4\nIRQ: 7\n")
+    assert made.choose().recorded
+    gpu.write_text("Model: \t\t NVIDIA H100\nIRQ: 7\n")
+    assert not made.choose().recorded
+    assert made.choose().recorded
+    (tmp_path / "version").write_text("NVRM version: 610.1\nGCC version: 14\n")
+    assert not made.choose().recorded
+
+
+def test_a_gpu_that_fails_is_tried_again_the_next_time(machine):
+    """What was wrong, such as a library, may be mended, and nothing that is recorded shows it."""
+    made = machine(onnxruntime=8, cuda=2)
+    made.broken[Engine.CUDA] = EngineError("libcublasLt.so.13: cannot open shared object file")
+    first = made.choose()
+    assert first.engine is ORT
+    assert "cuda refused (libcublasLt" in first.sentence
+    made.broken.clear()
+    assert made.choose().engine is Engine.CUDA
 
 
 # --------------------------------------------------------------------------------- overriding it

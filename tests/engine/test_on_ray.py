@@ -52,6 +52,22 @@ if __name__ == "__main__":
 """
 
 
+STAND_IN = """
+# Whoever has a GPU from Ray computes on the CPU under the label of cuda; nobody else may.
+import os
+from steelsight.engine.cuda import Cuda
+
+Cuda._PROVIDER, Cuda._DEVICE = "CPUExecutionProvider", "cpu"
+load = Cuda.__init__
+
+def with_a_gpu(self, *given):
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") in ("0", "1"), "no GPU here"
+    load(self, *given)
+
+Cuda.__init__ = with_a_gpu
+"""
+
+
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good, damaged and empty frames; no images, links that lead nowhere, strange names."""
@@ -174,6 +190,32 @@ def test_an_address_is_read_through_its_file_system_and_a_run_goes_on(
     (changed,) = (line for line in map(json.loads, lines(out)) if line["image"] == "10.jpg")
     assert changed["sha256"] == sha256((folder / "10.jpg").read_bytes()).hexdigest()
     assert len(lines(out)) == 12
+
+
+def test_actors_with_gpus_and_a_driver_without(frames: Path, tmp_path: Path) -> None:
+    """Ray is told of GPUs that are not there; only the network itself runs on the CPU."""
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN)
+    standing_in = os.environ | {"PYTHONPATH": str(tmp_path)}
+    standing_in.pop("CUDA_VISIBLE_DEVICES", None)
+    on_ray = command(frames, tmp_path / "out", "--on", "ray", "--engine", "cuda", "--json")
+    done = run(on_ray, env=standing_in | {"RAY_OVERRIDE_RESOURCES": '{"GPU": 2}'})
+    assert done.returncode == 3, done.stderr
+
+    local = command(frames, tmp_path / "here", "--engine", "cuda", "--no-overlays")
+    here = run(local, env=standing_in | {"CUDA_VISIBLE_DEVICES": "0"})
+    assert here.returncode == 3, here.stderr
+    expected = sorted((tmp_path / "here" / RESULTS).read_text(encoding="utf-8").splitlines())
+    assert lines(tmp_path / "out") == expected
+    assert json.loads(done.stdout)["seen"] == len(expected) > 100
+    assert {json.loads(line)["engine"] for line in expected} == {"cuda-int8"}
+
+
+def test_a_cluster_without_gpus_is_told_at_once(frames: Path, tmp_path: Path) -> None:
+    done = run(command(frames, tmp_path / "out", "--on", "ray", "--engine", "cuda"))
+    assert done.returncode == 1, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("steelsight:")]
+    assert "expected GPUs in the Ray cluster for --engine cuda, it has none" in line
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -19,10 +22,13 @@ from steelsight.bundle import Bundle, Precision, load_bundle
 from steelsight.engine import runtime
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.choice import LOGIT_TOLERANCE, MASK_TOLERANCE_DICE, compare
+from steelsight.engine.cuda import STAYS, Cuda
 from steelsight.engine.runtime import (
     Engine,
     Runtime,
     available_cores,
+    engine_version,
+    installed_engines,
     load_runtime,
     share_threads,
 )
@@ -30,8 +36,16 @@ from steelsight.errors import EngineError, InputError
 
 pytest.importorskip("openvino", reason="needs the extra openvino")
 
-ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+ON_CPU = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+ENGINES = (*ON_CPU, Engine.CUDA)
 Load = Callable[[Engine], Runtime]
+
+
+@pytest.fixture(autouse=True)
+def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of ``cuda.py`` but the GPU itself: CI has none."""
+    monkeypatch.setattr(Cuda, "_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(Cuda, "_DEVICE", "cpu")
 
 
 def network(path: Path) -> Path:
@@ -99,6 +113,7 @@ def test_outputs_come_by_name_whatever_the_size(load: Load, engine: Engine) -> N
         (Engine.AUTO, "onnxruntime-fp32"),
         (Engine.ONNXRUNTIME, "onnxruntime-fp32"),
         (Engine.OPENVINO, "openvino-fp32"),
+        (Engine.CUDA, "cuda-fp32"),
     ],
 )
 def test_the_label_names_engine_and_precision(load: Load, engine: Engine, label: str) -> None:
@@ -280,7 +295,7 @@ def test_openvino_that_is_not_installed_says_what_to_do(
 
 
 def test_an_unknown_engine_is_refused_with_the_choices() -> None:
-    with pytest.raises(InputError, match="auto, onnxruntime, openvino"):
+    with pytest.raises(InputError, match="auto, onnxruntime, openvino, cuda"):
         Inspector.load(engine="tensorrt")
 
 
@@ -293,20 +308,21 @@ def test_labels_of_the_shipped_bundle(shipped: Bundle, engine: Engine) -> None:
     assert loaded.label == f"{engine}-int8"
 
 
-def test_both_engines_answer_alike_on_the_self_test_frame(shipped: Bundle) -> None:
-    here, there = (Inspector.load(engine=engine) for engine in ENGINES)
+@pytest.mark.parametrize("engine", [Engine.OPENVINO, Engine.CUDA])
+def test_engines_answer_alike_on_the_self_test_frame(shipped: Bundle, engine: Engine) -> None:
+    here, there = (Inspector.load(engine=one) for one in (Engine.ONNXRUNTIME, engine))
     ours, theirs = (each.inspect(shipped.self_test_path) for each in (here, there))
     assert compare(ours, theirs.to_json()) == ""
     assert compare(ours, shipped.parity["self_test"]) == ""
     assert ours.class_probabilities == pytest.approx(theirs.class_probabilities, abs=0.02)
-    assert (ours.engine, theirs.engine) == ("onnxruntime-int8", "openvino-int8")
+    assert (ours.engine, theirs.engine) == ("onnxruntime-int8", f"{engine}-int8")
 
 
-def test_both_engines_say_the_same_network_by_network(shipped: Bundle) -> None:
+def test_engines_say_the_same_network_by_network(shipped: Bundle) -> None:
     """The gate's numbers, and the segmenter's on the very same features."""
     grey_hw = imaging.read_file(shipped.self_test_path).grey_hw[:, 384:896]
     precision = shipped.manifest.precision
-    gates = [load_runtime(shipped.gate_path, precision, engine) for engine in ENGINES]
+    gates = [load_runtime(shipped.gate_path, precision, engine) for engine in ON_CPU]
     gated = [gate.run({"frames": grey_hw[None, None]}) for gate in gates]
     faulty = [float(outputs["faulty_probability"][0]) for outputs in gated]
     logits = [math.log(p / (1 - p)) for p in faulty]
@@ -314,7 +330,7 @@ def test_both_engines_say_the_same_network_by_network(shipped: Bundle) -> None:
 
     features = {name: value for name, value in gated[0].items() if name in ("c2", "c3", "c4", "c5")}
     assert all(value.dtype == np.uint8 for value in features.values())
-    segmenters = [load_runtime(shipped.segmenter_path, precision, engine) for engine in ENGINES]
+    segmenters = [load_runtime(shipped.segmenter_path, precision, engine) for engine in ON_CPU]
     logits = [s.run(features)["mask_logits"][0] for s in segmenters]
     assert {logits_chw.shape for logits_chw in logits} == {(4, 256 // 4, 512 // 4)}
     ours, theirs = (imaging.mask_probabilities(chw, (512, 256)) for chw in logits)
@@ -346,10 +362,134 @@ def test_shipped_networks_refuse_frames_that_do_not_fit(shipped: Bundle, engine:
     features = gate.run({"frames": np.zeros((1, 1, 64, 96), np.uint8)})
     del features["faulty_probability"], features["class_probabilities"]
     assert segmenter.run(features)["mask_logits"].shape == (1, 4, 16, 24)
+    other = gate.run({"frames": np.zeros((1, 1, 64, 128), np.uint8)})
     with pytest.raises(EngineError, match="failed"):
-        segmenter.run(features | {"c5": features["c5"][:, :, :1]})
+        segmenter.run(features | {"c5": other["c5"]})
     with pytest.raises(EngineError, match="failed"):
         segmenter.run({name: value for name, value in features.items() if name != "c2"})
+
+
+# A GPU -------------------------------------------------------------------------------------------
+
+
+def test_features_stay_on_the_gpu_and_arrays_are_taken_too(shipped: Bundle) -> None:
+    precision = shipped.manifest.precision
+    gate, segmenter = (
+        load_runtime(path, precision, Engine.CUDA)
+        for path in (shipped.gate_path, shipped.segmenter_path)
+    )
+    grey_hw = imaging.read_file(shipped.self_test_path).grey_hw[:, 384:896]
+    outputs = gate.run({"frames": grey_hw[None, None]})
+    assert {name for name, value in outputs.items() if isinstance(value, np.ndarray)} == {
+        "faulty_probability",
+        "class_probabilities",
+    }
+    features = {name: outputs[name] for name in STAYS}
+    assert all(isinstance(value, onnxruntime.OrtValue) for value in features.values())
+    stayed = segmenter.run(features)["mask_logits"]
+    came = segmenter.run({name: value.numpy() for name, value in features.items()})["mask_logits"]
+    np.testing.assert_array_equal(stayed, came)
+    assert stayed.max() > 0
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [(Precision.INT8, "1"), (Precision.FP32, "0")])
+def test_what_the_gpu_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, tf32: str
+) -> None:
+    """Never less than the precision of the file, and nothing that is tried out by time."""
+    real, given = onnxruntime.InferenceSession, {}
+
+    def session(path: Path, options: Any, providers: Any) -> Any:
+        given["providers"], given["options"] = providers, options
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    load_runtime(network(tmp_path / "net.onnx"), precision, Engine.CUDA)
+    ((_, settings),) = given["providers"]
+    assert settings == {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
+    assert given["options"].use_deterministic_compute
+    assert given["options"].get_session_config_entry("session.disable_quant_qdq") == "1"
+
+
+def test_onnxruntime_for_cpus_says_what_to_install(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cuda, "_PROVIDER", "CUDAExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=r"pip install 'onnxruntime-gpu\[cuda,cudnn\]'$") as told:
+        load(Engine.CUDA)
+    assert "\n" not in str(told.value)
+
+
+def test_it_never_goes_on_with_the_cpu_in_silence(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX Runtime does where a library or the driver is missing."""
+    monkeypatch.setattr(Cuda, "_PROVIDER", "CUDAExecutionProvider")
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=there[1:]),
+    )
+    with pytest.raises(
+        EngineError, match="expected an NVIDIA GPU for --engine cuda, got: "
+    ) as told:
+        load(Engine.CUDA)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("for_cuda", [True, False])
+@pytest.mark.parametrize("device", [True, False])
+@pytest.mark.parametrize("openvino", [True, False])
+def test_installed_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_cuda: bool, device: bool, openvino: bool
+) -> None:
+    """``cuda`` needs the package and a GPU: one package may serve machines with and without."""
+    library = tmp_path / "capi/libonnxruntime_providers_cuda.so"
+    library.parent.mkdir()
+    if for_cuda:
+        library.touch()
+    if device:
+        (tmp_path / "nvidiactl").touch()
+    found = {"onnxruntime": SimpleNamespace(submodule_search_locations=[str(tmp_path)])}
+    if openvino:
+        found["openvino"] = SimpleNamespace()
+    monkeypatch.setattr(runtime.util, "find_spec", found.get)
+    monkeypatch.setattr(runtime, "_GPUS", (tmp_path / "nvidiactl",))
+    assert installed_engines() == (
+        Engine.ONNXRUNTIME,
+        *([Engine.OPENVINO] if openvino else []),
+        *([Engine.CUDA] if for_cuda and device else []),
+    )
+
+
+def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.util, "find_spec", lambda _: None)
+    assert installed_engines() == ()
+
+
+@pytest.mark.parametrize(
+    ("installed", "versions"),
+    [
+        ({"onnxruntime": "1"}, ("1", "")),
+        ({"onnxruntime-gpu": "2"}, ("2", "2")),
+        ({}, ("", "")),
+    ],
+)
+def test_versions_whatever_the_package_is_called(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], versions: tuple[str, str]
+) -> None:
+    def version(package: str) -> str:
+        if package not in installed:
+            raise metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(runtime.metadata, "version", version)
+    assert (engine_version("onnxruntime"), engine_version("cuda")) == versions
+    assert engine_version("openvino") == ""
 
 
 # Cores -------------------------------------------------------------------------------------------

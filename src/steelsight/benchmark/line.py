@@ -70,7 +70,8 @@ class LineAnswer:
 
     Attributes:
         reserve: what is left over as a share of what is needed; negative: what is missing.
-        cores_needed: of this machine's kind, if speed grows with their number.
+        cores_needed: of this machine's kind, if speed grows with their number; ``None`` if a GPU
+            did the work.
         intervals: p99 of the latency in frame intervals of one camera.
         sentence: all of it, for people.
     """
@@ -79,12 +80,14 @@ class LineAnswer:
     frames_per_second_needed: float
     frames_per_second: float
     reserve: float
-    cores_needed: int
+    cores_needed: int | None
     intervals: float
     sentence: str
 
 
-def line_answer(line: Line, rows: int, name: str, measured: Figures, cores: int) -> LineAnswer:
+def line_answer(
+    line: Line, rows: int, name: str, measured: Figures, cores: int | None
+) -> LineAnswer:
     """Does it keep up, with how much in reserve, and what would be needed.
 
     Args:
@@ -92,27 +95,28 @@ def line_answer(line: Line, rows: int, name: str, measured: Figures, cores: int)
         rows: of a frame.
         name: of the contestant.
         measured: what it can do.
-        cores: with which it was measured.
+        cores: with which it was measured; ``None`` for one GPU.
     """
     needed, speed = line.frames_per_second(rows), measured.frames_per_second
     keeps_up = speed.median >= needed
-    cores_needed = math.ceil(cores * needed / speed.median - 1e-9)
+    units_needed = math.ceil((cores or 1) * needed / speed.median - 1e-9)
     intervals = measured.ms.p99 / line.interval_ms(rows)
     cameras = "1 camera" if line.cameras == 1 else f"{line.cameras} cameras"
     demand = (
         f"{needed:.1f} frames/s needed ({cameras}, a frame each {line.interval_ms(rows):.1f} ms)"
     )
-    here = "the 1 core" if cores == 1 else f"the {cores} cores"
+    unit = "core" if cores else "GPU"
+    here = f"the 1 {unit}" if cores in (1, None) else f"the {cores} {unit}s"
     if not keeps_up:
         sentence = (
             f"{name} does not keep up: {demand}, {speed.median:.1f} measured, "
             f"{needed / speed.median:.1f} times too slow; it would take a model that much faster, "
-            f"or about {cores_needed} cores like {here} used here if speed grows with them"
+            f"or about {units_needed} {unit}s like {here} used here if speed grows with them"
         )
     else:
         sentence = (
             f"{name} keeps up: {demand}, {speed.median:.1f} measured, "
-            f"{100 * (speed.median / needed - 1):.0f} % in reserve; about {cores_needed} of "
+            f"{100 * (speed.median / needed - 1):.0f} % in reserve; about {units_needed} of "
             f"{here} would do"
         )
         if speed.p10 < needed:
@@ -126,7 +130,7 @@ def line_answer(line: Line, rows: int, name: str, measured: Figures, cores: int)
         needed,
         speed.median,
         speed.median / needed - 1,
-        cores_needed,
+        units_needed if cores else None,
         intervals,
         sentence,
     )

@@ -43,7 +43,7 @@ from steelsight.bundle import Bundle, Precision
 from steelsight.defects import Inspection, Verdict
 from steelsight.doctor import versions
 from steelsight.engine.cascade import Inspector
-from steelsight.engine.runtime import Engine, available_cores
+from steelsight.engine.runtime import Engine, available_cores, installed_engines
 from steelsight.errors import EngineError, InputError, SteelsightError, first_names
 from steelsight.evaluation.metrics import auroc
 from steelsight.masks import decode_rle, dice, merge_rles
@@ -422,7 +422,9 @@ def run(
                     pipelines[c], sizes_wh[0], found, peaks_cr[c]
                 )
         if settings.line:
-            answer = line_answer(settings.line, rows, contestant.name, found, settings.threads)
+            on_gpu = c < len(pipelines) and _is_on_gpu(pipelines[c])
+            cores = None if on_gpu else settings.threads
+            answer = line_answer(settings.line, rows, contestant.name, found, cores)
             fact["line"] = to_json(answer)
         facts.append(fact)
     return {
@@ -450,7 +452,7 @@ def run(
 
 def _load_pipelines(settings: Settings, notes: list[str], step: Progress) -> list[Pipeline]:
     """Every bundle on every engine; an engine that refuses is told and left out."""
-    engines = settings.engines or [e for e in Engine if e in versions()]
+    engines = settings.engines or installed_engines()
     pairs = [
         (folder, engine, decision)
         for folder in settings.bundles
@@ -541,8 +543,10 @@ def _share_of_peak(
 ) -> dict[str, Any] | None:
     """Operations of gate and segmenter, and their share of the peak, round by round.
 
-    ``None`` where the operations are not known.
+    ``None`` where the operations are not known, or the peak that was measured is not its.
     """
+    if _is_on_gpu(pipeline):
+        return None
     from steelsight.benchmark.peak import operations
 
     try:
@@ -561,6 +565,10 @@ def _share_of_peak(
             seconds_r = 1e-3 * np.array(found.step_ms_r[step])
             shares[step] = to_json(Spread.of(per_frame / seconds_r / np.array(peaks_r)))
     return shares
+
+
+def _is_on_gpu(pipeline: Pipeline) -> bool:
+    return pipeline.one.engine.partition("-")[0] == Engine.CUDA
 
 
 def _about(

@@ -89,7 +89,7 @@ def evaluate(
     group_by: Annotated[
         str | None, Parameter(help="Column of the frame list, such as coil, for the intervals.")
     ] = None,
-    engine: Annotated[str, Parameter(help="auto, onnxruntime or openvino.")] = "auto",
+    engine: Annotated[str, Parameter(help="auto, onnxruntime, openvino or cuda.")] = "auto",
     threads: Annotated[int | None, Parameter(help="Inference threads; all cores if left out.")] = (
         None
     ),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 EngineName = Annotated[
     str,
     Parameter(
-        name="--engine", help="auto (the fastest that is right here), onnxruntime, openvino."
+        name="--engine", help="auto (the fastest that is right here), onnxruntime, openvino, cuda."
     ),
 ]
 Threads = Annotated[int | None, Parameter(help="Inference threads; all usable cores if left out.")]

@@ -210,7 +210,7 @@ def replay(
         Path | None, Parameter(help="The model's folder, if it is no longer where it was.")
     ] = None,
     engine: Annotated[
-        str | None, Parameter(help="Another engine than then: auto, onnxruntime, openvino.")
+        str | None, Parameter(help="Another engine than then: auto, onnxruntime, openvino, cuda.")
     ] = None,
     threads: Annotated[
         int | None, Parameter(help="Inference threads; all usable cores if left out.")

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -17,6 +16,7 @@ from steelsight import __version__
 from steelsight.bundle import MANIFEST
 from steelsight.defects import Inspection, Reason
 from steelsight.engine.cascade import Inspector, TakenIn
+from steelsight.engine.runtime import engine_version
 from steelsight.engine.sources import STDIN, Source
 from steelsight.errors import DecodeError
 from steelsight.imaging import Frame
@@ -38,7 +38,7 @@ class Keys:
     def __init__(self, inspector: Inspector) -> None:
         facts = {
             "engine": inspector.engine,
-            "engine_version": _version(inspector.engine.partition("-")[0]),
+            "engine_version": engine_version(inspector.engine.partition("-")[0]),
             "policy": asdict(inspector.policy),
             "steelsight": __version__,
         }
@@ -58,13 +58,6 @@ class Keys:
         key.update(bytes.fromhex(sha256))
         key.update(PurePosixPath(name).suffix.lower().encode())
         return key.digest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # an engine of a test
-        return ""
 
 
 @dataclass(frozen=True, slots=True)

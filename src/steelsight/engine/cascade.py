@@ -146,7 +146,7 @@ class _Later:
                 self.label = self._runtime.label
             return self._runtime
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Tensors) -> dict[str, Any]:
         """See ``Runtime.run``."""
         return self.loaded().run(inputs)
 
@@ -214,8 +214,8 @@ class Inspector:
         Args:
             bundle: its folder; the default bundle of the package if ``None``.
             decision: a decision file to use instead of the bundle's.
-            engine: ``auto``, ``onnxruntime`` or ``openvino``; ``auto`` is the fastest one whose
-                self-test agrees on this machine (``choose_engine``).
+            engine: ``auto``, ``onnxruntime``, ``openvino`` or ``cuda``; ``auto`` is the fastest one
+                whose self-test agrees on this machine (``choose_engine``).
             threads: inference threads, all together; all usable cores if ``None``.
             workers: frames in work at once in ``inspect_many``, ``stream`` and batch runs; they
                 share the threads. 1: the shortest time for one frame. 0: as many as threads, for
@@ -598,7 +598,7 @@ def _refusal(error: Exception) -> DecodeError:
     return DecodeError(Reason.ENGINE_FAILED if lacking else Reason.DECODE_FAILED, told)
 
 
-def _scores(outputs: dict[str, NDArray[Any]]) -> Evidence:
+def _scores(outputs: dict[str, Any]) -> Evidence:
     """Takes a gate's probabilities out of its outputs; its features are left."""
     return Evidence(
         float(outputs.pop("faulty_probability")[0]), outputs.pop("class_probabilities")[0], None

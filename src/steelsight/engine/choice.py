@@ -2,8 +2,8 @@
 
 A choice is measured once and recorded in the user's cache folder, for this processor, these threads
 and workers, these versions and this bundle. The environment variable ``STEELSIGHT_ENGINE``
-(``onnxruntime`` or ``openvino``) overrides it. No engine is imported that is not needed: importing
-and measuring both takes seconds, a recorded choice milliseconds.
+(``onnxruntime``, ``openvino`` or ``cuda``) overrides it. No engine is imported that is not needed:
+importing and measuring them takes seconds, a recorded choice milliseconds.
 """
 
 import json
@@ -16,14 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steelsight import __version__
 from steelsight.bundle import PARITY, Bundle
 from steelsight.defects import Inspection
-from steelsight.engine.runtime import Engine
+from steelsight.engine.runtime import Engine, engine_version, installed_engines
 from steelsight.errors import EngineError, InputError
 from steelsight.masks import decode_rle, dice, merge_rles
 
@@ -35,7 +34,7 @@ LOGIT_TOLERANCE = 0.5
 """Engines and processors round differently; more than this would move verdicts."""
 MASK_TOLERANCE_DICE = 0.97
 
-_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+_DRIVER = Path("/proc/driver/nvidia")
 _ROUNDS = 5
 """Of measuring, after one to warm up. The engines take turns: a busy moment slows down both."""
 _MOST_RECORDED = 32
@@ -92,7 +91,7 @@ def choose_engine(bundle: Bundle, threads: int, workers: int = 1) -> Choice:
         )
     if wanted != Engine.AUTO:
         return Choice(Engine(wanted), why=f"{VARIABLE} says so")
-    installed = [engine for engine in _ENGINES if util.find_spec(engine) is not None]
+    installed = installed_engines()
     if not installed:
         raise EngineError("expected an engine, none is installed; run: pip install onnxruntime")
     if len(installed) == 1:
@@ -101,7 +100,7 @@ def choose_engine(bundle: Bundle, threads: int, workers: int = 1) -> Choice:
         # Nothing can be compared: the engine that made the bundle.
         why = f"no answer was recorded in {PARITY} to compare others with; export the bundle again"
         return Choice(Engine.ONNXRUNTIME, why=why)
-    versions = {"steelsight": __version__, **{str(e): _version(e) for e in installed}}
+    versions = {"steelsight": __version__, **{str(e): engine_version(e) for e in installed}}
     key: dict[str, Any] = {
         "processor": _processor(),
         "threads": threads,
@@ -109,10 +108,13 @@ def choose_engine(bundle: Bundle, threads: int, workers: int = 1) -> Choice:
         "bundle": bundle.sha256,
         "versions": versions,
     }
-    choice = _recorded(key)
-    if choice is None:
+    if Engine.CUDA in installed:
+        key["gpus"] = _gpus()
+    if (choice := _recorded(key)) is None:
         choice = _measured(bundle, installed, threads, workers)
-        _record(key, choice)
+        # A GPU that fails has a cause that can be mended, and that is no part of the key.
+        if Engine.CUDA not in choice.refused:
+            _record(key, choice)
     return choice
 
 
@@ -244,6 +246,16 @@ def _milliseconds_per_frame(inspector: "Inspector", frame: bytes) -> float:
     return (time.perf_counter() - started) * 1e3 / len(frames)
 
 
+def _gpus() -> list[str]:
+    """Names of the GPUs and version of their driver, as the driver tells them."""
+    told = [*sorted(_DRIVER.glob("gpus/*/information")), _DRIVER / "version"]
+    lines = []
+    for path in told:
+        with suppress(OSError):
+            lines.append(path.read_text(errors="replace").partition("\n")[0].strip())
+    return lines
+
+
 def _processor() -> str:
     """Its name as the system tells it."""
     try:
@@ -254,13 +266,6 @@ def _processor() -> str:
     except OSError:
         pass
     return f"{platform.machine()} {platform.processor()}"
-
-
-def _version(engine: Engine) -> str:
-    try:
-        return metadata.version(engine)
-    except metadata.PackageNotFoundError:  # installed under another name
-        return "unknown"
 
 
 # ---------------------------------------------------------------------------------------- recording

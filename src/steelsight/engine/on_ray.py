@@ -74,8 +74,9 @@ class RaySettings:
         decision: a decision file to use instead of the bundle's.
         engine: as of ``Inspector.load``; ``auto`` is chosen here, once for all.
         threads: cores of an actor.
-        actors: at most; as many as the cluster has cores for, if ``None``. Ray starts with one and
-            adds more while there is work.
+        actors: at most; as many as the cluster has cores for, if ``None``, or GPUs with the engine
+            ``cuda``, of which each actor takes one. Ray starts with one and adds more while there
+            is work.
         policy: which images are accepted.
         allow_colour: as of ``Inspector.load``.
         address: of a running cluster; a local one is started for the run if ``None``.
@@ -325,16 +326,27 @@ class _Order:
         self.decision = bundle.decision.text.encode()
         self.engine = engine
         self.threads = settings.threads
+        # A GPU is faster than one decoder.
+        self.workers = settings.threads if engine == Engine.CUDA else 1
         self.policy = settings.policy
         self.allow_colour = settings.allow_colour
         with Decoders(1) as decoders:
-            inspector = self.load(decoders)
+            # Whoever gives the command need not have a GPU.
+            here = Engine.ONNXRUNTIME if engine == Engine.CUDA else engine
+            inspector = self.load(decoders, here)
+            if here != engine:
+                inspector.engine = f"{engine}-{bundle.manifest.precision}"
             self.engine_label = inspector.engine
             self.settings = Keys(inspector).settings
             self._same = identity_of(inspector, [])
 
-    def load(self, decoders: Decoders) -> Inspector:
-        """The bundle, unpacked for as long as it is read; its checksums are checked again."""
+    def load(self, decoders: Decoders, engine: str | None = None) -> Inspector:
+        """The bundle, unpacked for as long as it is read; its checksums are checked again.
+
+        Args:
+            decoders: for the frames.
+            engine: another one than was ordered.
+        """
         with tempfile.TemporaryDirectory(prefix="steelsight-") as scratch:
             folder = Path(scratch)
             for name, content in self.bundle_files.items():
@@ -345,8 +357,9 @@ class _Order:
             return Inspector.load(
                 folder / "bundle",
                 decision=folder / "decision.toml",
-                engine=self.engine,
+                engine=engine or self.engine,
                 threads=self.threads,
+                workers=self.workers,
                 policy=self.policy,
                 allow_colour=self.allow_colour,
                 decode=decoders.decode,
@@ -383,7 +396,7 @@ class _Actor:
         import ray
 
         self._order: _Order = ray.get(order["order"])
-        self._inspector = self._order.load(Decoders(1))
+        self._inspector = self._order.load(Decoders(self._order.workers))
         # Another version of anything could give other results, and nobody would notice.
         here = Keys(self._inspector).settings
         if here != self._order.settings:
@@ -534,7 +547,8 @@ def _results(
         numbers = [number for number in everything if not ticked[number]]
         if not numbers:
             return
-        for table in _mapped(ray, shared, _blocks(files, numbers, frames_at_once), settings):
+        blocks = _blocks(files, numbers, frames_at_once)
+        for table in _mapped(ray, shared, order.engine, blocks, settings):
             for number in table.column("number").to_pylist():
                 if ticked[number]:
                     raise EngineError("Ray gave a frame twice; report it, with its version")
@@ -572,21 +586,32 @@ def _blocks(files: list[_File], numbers: list[int], size: int) -> list["pa.Table
 
 
 def _mapped(
-    ray: Any, order: Any, blocks: list["pa.Table"], settings: RaySettings
+    ray: Any, order: Any, engine: str, blocks: list["pa.Table"], settings: RaySettings
 ) -> Generator["pa.Table"]:
     """Results of the blocks that actors survived.
 
     Args:
         ray: the module, connected.
         order: a reference to what every actor needs.
+        engine: of the actors.
         blocks: each is inspected at once.
         settings: for the actors.
 
     Raises:
         EngineError: Ray failed, or no actor could be started.
     """
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    most = settings.actors or max(1, cores // settings.threads)
+    there = ray.cluster_resources()
+    each = {"CPU": settings.threads}
+    if engine == Engine.CUDA:
+        each["GPU"] = 1
+        # A cluster that grows by itself may have none yet, one that was told how many actors too.
+        if not there.get("GPU") and not settings.actors:
+            raise EngineError(
+                "expected GPUs in the Ray cluster for --engine cuda, it has none; give --actors if "
+                "it starts machines with GPUs when they are needed, or another engine"
+            )
+    fitting = min(there.get(kind, 0) // amount for kind, amount in each.items())
+    most = settings.actors or max(1, int(fitting))
     with warnings.catch_warnings():
         # Ray has no other way to say how often yet; from 2.64 on, this one is to go.
         warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
@@ -601,6 +626,7 @@ def _mapped(
                 min_size=1, max_size=most, max_tasks_in_flight_per_actor=1
             ),
             num_cpus=settings.threads,
+            num_gpus=each.get("GPU"),
             ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
     try:

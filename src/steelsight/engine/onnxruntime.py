@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from numpy.typing import NDArray
 
 from steelsight.bundle import Precision
 from steelsight.engine.runtime import Tensors
-from steelsight.errors import EngineError
+from steelsight.errors import EngineError, one_line
 
 
 class OnnxRuntime:
@@ -30,18 +29,14 @@ class OnnxRuntime:
             )
         except Exception as error:
             # Its own exception classes derive from Exception only.
-            raise EngineError(f"ONNX Runtime refuses {path}: {_one_line(error)}") from None
+            raise EngineError(f"ONNX Runtime refuses {path}: {one_line(error)}") from None
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.label = f"onnxruntime-{precision}"
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Tensors) -> dict[str, Any]:
         """See ``Runtime.run``."""
         try:
             values = self._session.run(self._outputs, dict(inputs))
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed: {_one_line(error)}") from None
+            raise EngineError(f"ONNX Runtime failed: {one_line(error)}") from None
         return dict(zip(self._outputs, values, strict=True))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

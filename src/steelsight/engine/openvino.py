@@ -5,11 +5,10 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steelsight.bundle import Precision
 from steelsight.engine.runtime import Tensors
-from steelsight.errors import EngineError
+from steelsight.errors import EngineError, one_line
 
 try:
     import openvino
@@ -39,7 +38,7 @@ class OpenVino:
         try:
             model = openvino.Core().compile_model(path, "CPU", settings)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO refuses {path}: {_one_line(error)}") from None
+            raise EngineError(f"OpenVINO refuses {path}: {one_line(error)}") from None
         self._model = model
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(workers):
@@ -48,7 +47,7 @@ class OpenVino:
         self._outputs = [output.get_any_name() for output in model.outputs]
         self.label = f"openvino-{precision}"
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Tensors) -> dict[str, Any]:
         """See ``Runtime.run``."""
         # Of itself it converts other types, and keeps the last frame's array for a missing input.
         given = {name: getattr(array, "dtype", None) for name, array in inputs.items()}
@@ -60,10 +59,6 @@ class OpenVino:
             # Copied: the request reuses its own buffers on the next run.
             return {name: np.array(request.get_tensor(name).data) for name in self._outputs}
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed: {_one_line(error)}") from None
+            raise EngineError(f"OpenVINO failed: {one_line(error)}") from None
         finally:
             self._idle.put(request)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

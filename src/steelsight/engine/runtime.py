@@ -4,18 +4,19 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Protocol
-
-from numpy.typing import NDArray
 
 from steelsight.bundle import Precision
 from steelsight.errors import InputError
 
-Tensors = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Any]
+"""Arrays by name, batch first; what another network of the same engine gave may be its own."""
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_GPUS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the second one under Windows (WSL)
 
 
 class Runtime(Protocol):
@@ -27,14 +28,15 @@ class Runtime(Protocol):
 
     label: str
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Tensors) -> dict[str, Any]:
         """Runs the network.
 
         Args:
             inputs: arrays by input name, batch first; handed over without a copy.
 
         Returns:
-            Arrays by output name.
+            Arrays by output name. What only the segmenter takes may be the engine's own instead:
+            from a GPU it does not come back.
 
         Raises:
             EngineError: the engine failed on these inputs.
@@ -48,6 +50,39 @@ class Engine(StrEnum):
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    CUDA = "cuda"
+    """ONNX Runtime on an NVIDIA GPU."""
+
+
+def installed_engines() -> tuple[Engine, ...]:
+    """Engines that this machine seems to have; none is imported.
+
+    ``cuda`` counts where ONNX Runtime was built for it and an NVIDIA GPU is there.
+    """
+    found = [e for e in (Engine.ONNXRUNTIME, Engine.OPENVINO) if util.find_spec(e) is not None]
+    spec = util.find_spec(Engine.ONNXRUNTIME)
+    folders = spec.submodule_search_locations if spec else None
+    for_cuda = any(
+        (Path(folder) / "capi/libonnxruntime_providers_cuda.so").exists()
+        for folder in folders or ()
+    )
+    if for_cuda and any(device.exists() for device in _GPUS):
+        found.append(Engine.CUDA)
+    return tuple(found)
+
+
+def engine_version(engine: str) -> str:
+    """Version of an engine's package; empty if nobody knows."""
+    packages = {
+        Engine.ONNXRUNTIME.value: ("onnxruntime", "onnxruntime-gpu"),
+        Engine.CUDA.value: ("onnxruntime-gpu",),
+    }
+    for package in packages.get(engine, (engine,)):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def load_runtime(
@@ -146,8 +181,15 @@ def _openvino(path: Path, precision: Precision, threads: int, workers: int) -> R
     return OpenVino(path, precision, threads, workers)
 
 
+def _cuda(path: Path, precision: Precision, threads: int, workers: int) -> Runtime:
+    from steelsight.engine.cuda import Cuda
+
+    return Cuda(path, precision, threads, workers)
+
+
 _LOADERS: dict[Engine, Callable[[Path, Precision, int, int], Runtime]] = {
     Engine.AUTO: _onnxruntime,
     Engine.ONNXRUNTIME: _onnxruntime,
     Engine.OPENVINO: _openvino,
+    Engine.CUDA: _cuda,
 }
