@@ -1,11 +1,14 @@
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelsight.data.tables import unique_keys
+from steelsight.data.tables import unique_keys, write_table
+from steelsight.errors import InputError
 
 DOCUMENTS: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -40,3 +43,39 @@ def test_a_long_key_is_cut() -> None:
     with pytest.raises(ValueError, match="key twice") as caught:
         unique_keys([(key, 1), (key, 2)])
     assert len(str(caught.value)) < 80
+
+
+def test_a_table_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        yield "image", "mask"
+        yield "a,1.jpg", ""
+        # Nothing of it is at its place before the end.
+        assert path.exists() is was_there
+        if refused:
+            raise InputError("the second row is refused")
+
+    was_there, refused = False, True
+    with pytest.raises(InputError, match="second row"):
+        write_table(path, rows())
+    assert not list(tmp_path.iterdir())
+
+    refused = False
+    write_table(path, rows())
+    written = b'image,mask\n"a,1.jpg",\n'
+    assert path.read_bytes() == written
+
+    was_there, refused = True, True
+    with pytest.raises(InputError, match="second row"):
+        write_table(path, rows())
+    assert path.read_bytes() == written
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "no" / "table.csv", tmp_path / "file" / "table.csv"):
+        with pytest.raises(InputError, match="cannot be written") as told:
+            write_table(path, [("a",)])
+        assert "\n" not in str(told.value)

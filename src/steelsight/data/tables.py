@@ -83,12 +83,21 @@ def open_table(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, list
 def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Writes rows with commas and LF line ends; an existing file is replaced.
 
+    It is written beside its place and moved there when it is complete: where a row is refused,
+    nothing has changed.
+
     Raises:
         InputError: the file cannot be written.
+        Exception: whatever ``rows`` raises.
     """
+    beside = path.with_name(f".{path.name}.unfinished")
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        try:
+            with beside.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}), expected a file in an existing folder;"

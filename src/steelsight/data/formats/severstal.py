@@ -17,7 +17,7 @@ The text is UTF-8 with or without byte order mark; cells are separated by ``,``,
 are counted as a text editor counts lines: the header is row 1.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -406,8 +406,8 @@ def _size_of(image: str, size_wh: SizesWh) -> tuple[int, int] | None:
 
 def _table(
     labels: Iterable[FrameLabels], form: CsvForm, class_ids: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """Header and rows, all checked before anything is written."""
+) -> Iterator[tuple[str, ...]]:
+    """Header and rows, each checked."""
     rows_form = form is CsvForm.ROWS
     for class_id in class_ids:
         _check_class(class_id, None, "class_ids")
@@ -416,10 +416,11 @@ def _table(
                 f"the type {class_id!r} holds _, expected none in the column ImageId_ClassId;"
                 f" write the form {CsvForm.ROWS.value!r}"
             )
-    joined = ("ImageId_ClassId", "EncodedPixels")
-    table: list[tuple[str, ...]] = [
-        ("ImageId", "ClassId", "EncodedPixels") if rows_form else joined
-    ]
+    yield (
+        ("ImageId", "ClassId", "EncodedPixels")
+        if rows_form
+        else ("ImageId_ClassId", "EncodedPixels")
+    )
     written: set[str] = set()
     for frame in labels:
         image = csv_safe(frame.image)
@@ -434,7 +435,6 @@ def _table(
         for class_id in class_ids:
             rle = frame.rle_by_class.get(class_id, "")
             if not rows_form:
-                table.append((f"{image}_{class_id}", rle))
+                yield f"{image}_{class_id}", rle
             elif rle or not any(frame.rle_by_class.values()):
-                table.append((image, class_id, rle))
-    return table
+                yield image, class_id, rle
