@@ -441,6 +441,27 @@ def test_it_never_goes_on_with_the_cpu_in_silence(
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("decision", [None, "first-look"])
+def test_a_gpu_that_answers_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, decision: str | None
+) -> None:
+    """Whatever the decision is: the recorded answer is that of the bundle's own."""
+    inspector = Inspector.load(engine="cuda", decision=decision)
+    assert inspector.engine == "cuda-int8"
+    real = Cuda.run
+
+    def wrong(self: Cuda, inputs: Any) -> dict[str, Any]:
+        outputs = real(self, inputs)
+        if "mask_logits" in outputs:
+            outputs["mask_logits"][:, :, ::2] = -9
+        return outputs
+
+    monkeypatch.setattr(Cuda, "run", wrong)
+    with pytest.raises(EngineError, match=r"expected of the GPU .* overlap the recorded") as told:
+        Inspector.load(engine="cuda", decision=decision)
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("for_cuda", [True, False])
 @pytest.mark.parametrize("device", [True, False])
 @pytest.mark.parametrize("openvino", [True, False])

@@ -23,7 +23,7 @@ from steelsight.bundle import Bundle, InputEntry, SegmenterInput, load_bundle
 from steelsight.data.threads import frame_by_frame
 from steelsight.decisions import Decision, check_contrast, decide, is_cleared, is_settled
 from steelsight.defects import Inspection, Reason, Verdict
-from steelsight.engine.choice import choose_engine
+from steelsight.engine.choice import choose_engine, self_test
 from steelsight.engine.runtime import Engine, Runtime, Tensors, load_runtime, share_threads
 from steelsight.engine.stream import Late, Stream, in_order
 from steelsight.errors import DecodeError, EngineError, InputError
@@ -228,7 +228,8 @@ class Inspector:
 
         Raises:
             BundleError: the bundle is incomplete, altered or failed its parity check.
-            EngineError: the engine is not installed or refuses the networks.
+            EngineError: the engine is not installed or refuses the networks, or ``cuda`` does not
+                answer the bundle's self-test as recorded.
             InputError: the decision file or an argument is wrong.
         """
         loaded = load_bundle(
@@ -239,6 +240,14 @@ class Inspector:
         if engine == Engine.AUTO:
             engine = choose_engine(loaded, threads, workers).engine
         networks = Networks.load(loaded, engine, threads, workers)
+        if engine == Engine.CUDA:
+            # GPUs and drivers are many, and a frame more costs milliseconds there.
+            own = loaded if decision is None else load_bundle(loaded.folder)
+            if difference := self_test(cls(own, networks))[1]:
+                raise EngineError(
+                    f"expected of the GPU what {own.id} answers to its self-test, got: "
+                    f"{difference}; give another engine"
+                )
         return cls(loaded, networks, policy, allow_colour, workers, decode)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
