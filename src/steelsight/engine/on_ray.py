@@ -604,11 +604,12 @@ def _mapped(
     each = {"CPU": settings.threads}
     if engine == Engine.CUDA:
         each["GPU"] = 1
-        # A cluster that grows by itself may have none yet, one that was told how many actors too.
-        if not there.get("GPU") and not settings.actors:
+        # A cluster that grows may have none yet: whoever says how many actors means it.
+        if not there.get("GPU") and not (settings.address and settings.actors):
             raise EngineError(
-                "expected GPUs in the Ray cluster for --engine cuda, it has none; give --actors if "
-                "it starts machines with GPUs when they are needed, or another engine"
+                "expected GPUs in the Ray cluster for --engine cuda, it has none; give another "
+                "engine, or --address and --workers of a cluster that starts machines with GPUs "
+                "when they are needed"
             )
     fitting = min(there.get(kind, 0) // amount for kind, amount in each.items())
     most = settings.actors or max(1, int(fitting))
