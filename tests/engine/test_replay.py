@@ -21,6 +21,7 @@ from steelsight.decoders import Decoders
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import Inspector, runtime
 from steelsight.engine.batch import identity_of, inspect_sources, recording
+from steelsight.engine.cuda import Cuda
 from steelsight.engine.replay import Difference, replay
 from steelsight.engine.sources import Sources
 from steelsight.errors import EngineError, InputError, StoreError
@@ -376,6 +377,22 @@ def test_another_engine_rounds_differently_and_says_so(own: Path) -> None:
     assert not done.same
     assert "faulty_probability" in {d.what for d in done.differences}
     assert done.now.verdict == done.stored.verdict
+
+
+def test_a_result_of_a_gpu(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands in for the GPU; the version is that of the GPU's package."""
+    monkeypatch.setattr(Cuda, "_PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(Cuda, "_DEVICE", "cpu")
+    monkeypatch.setattr("steelsight.engine.replay.engine_version", {"cuda": "1.31.1"}.get)
+    inspection_id = first(own, Verdict.NG)
+    done = replay(own, inspection_id, engine="cuda")
+    assert [(c.what, c.now) for c in done.circumstances] == [("engine", "cuda-int8")]
+    assert done.now.verdict == done.stored.verdict
+
+    alter(own, "UPDATE setups SET engine = 'cuda-int8'")
+    again = replay(own, inspection_id)
+    (version,) = again.circumstances
+    assert (version.what, version.now) == ("engine version", "1.31.1")
 
 
 def test_an_engine_that_is_not_there(own: Path) -> None:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from steelsight.decoders import Decoders
 from steelsight.defects import Defect, Inspection
 from steelsight.engine.cascade import Image, Inspector, Networks, TakenIn
 from steelsight.engine.choice import choose_engine
-from steelsight.engine.runtime import Engine, share_threads
+from steelsight.engine.runtime import Engine, engine_version, share_threads
 from steelsight.engine.sources import read_origin
 from steelsight.errors import DecodeError, EngineError, InputError, escaped
 from steelsight.store.queries import Complete, Results
@@ -281,18 +280,11 @@ def _circumstances(then: str, settings: _Settings, now: str) -> Iterator[Differe
     if then != now:
         yield Difference("engine", then, now)
     else:
-        version = _version(now.partition("-")[0])
+        version = engine_version(now.partition("-")[0])
         if version != settings.engine_version:
             yield Difference("engine version", settings.engine_version, version)
     if settings.steelsight != __version__:
         yield Difference("steelsight", settings.steelsight, __version__)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _differences(stored: Inspection, now: Inspection) -> Iterator[Difference]:
