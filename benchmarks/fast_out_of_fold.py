@@ -73,6 +73,7 @@ def main(shared: Path, run: Path | None = None) -> None:
         default.faulty_logits[both],
         np.array([float(row["faulty_logit"]) for row in of_fast]),
     )
+    folds = np.array([int(row["fold"]) for row in of_fast])
     print(f"{'':28}{'default':>9}{'fast':>7}   fast - default")
     for name, figure in FIGURES.items():
         compare(name, figure, faulty, scores)
@@ -85,6 +86,12 @@ def main(shared: Path, run: Path | None = None) -> None:
         )
         name = f"AUROC, type {class_id} ({present.sum()})"
         compare(name, roc_auc_score, present[used], tuple(s[used] for s in of_type))
+        # One network may fail where the others do not.
+        for fold in np.unique(folds):
+            here = used & (folds == fold)
+            before, after = (roc_auc_score(present[here], s[here]) for s in of_type)
+            name = f"  frames of its fold {fold} ({present[here].sum()})"
+            print(f"{name:28}{before:9.3f}{after:7.3f}")
 
 
 def compare(

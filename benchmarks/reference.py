@@ -44,6 +44,7 @@ def main() -> None:
     clear = [score for *_, score in told if score is not None and score < clear_below]
     facts = {
         "model": inspector.bundle.id,
+        "decision": inspector.bundle.decision.sha256,
         "source": f"{options.folder.parent.name}: {len(light)} frames, {len(clear)} of them clear",
         "frames": len(light),
         "clear_frames": len(clear),

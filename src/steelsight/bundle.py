@@ -232,7 +232,7 @@ def find_decision(bundle: Path, given: Path | None) -> Path:
     if given is None:
         return bundle / DECISION
     beside = bundle / f"{given}.toml"
-    is_named = not given.exists() and given.name == str(given) and beside.is_file()
+    is_named = not given.is_file() and given.name == str(given) and beside.is_file()
     return beside if is_named else given
 
 

@@ -5,8 +5,8 @@ changed without touching the networks; its sha256 stands in every result.
 
 The score of a type is ``(sigmoid(average) + sigmoid(soft_maximum) + peak) / 3``: both heads of the
 classifier and the highest 16 x 16 average of the mask probability. The peak is 0 where stage 1
-cleared the frame, because no mask exists then. With a soft gate it is multiplied by the frame's
-``faulty_probability``.
+or the first look cleared the frame, because no mask exists then. With a soft gate it is multiplied
+by the frame's ``faulty_probability``.
 """
 
 import hashlib
@@ -274,17 +274,18 @@ def decide(
     """Applies the decision file to the scores of one completely decoded frame.
 
     Args:
-        faulty_probability: stage 1, 0..1, calibrated (:meth:`GateRule.calibrated`).
-        head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``.
+        faulty_probability: stage 1, or the first look where that settled the frame; 0..1,
+            calibrated (:meth:`GateRule.calibrated`, :meth:`FirstLookRule.calibrated`).
+        head_probabilities: per type, mean of both heads' sigmoids, ``(C,)``; of the same network.
         probabilities_chw: mask probabilities at full size, ``(C, H, W)``; ``None`` only where
-            stage 1 cleared the frame.
+            one of them cleared the frame.
         decision: the thresholds; its types in the order of the channels.
 
     Returns:
         The judgement. UNKNOWN, ``not-finite``, if any score is NaN or infinite.
 
     Raises:
-        ValueError: masks are missing for a frame that stage 1 did not clear.
+        ValueError: masks are missing for a frame that was not cleared.
     """
     peaks = (
         np.zeros(len(decision.types), np.float32)

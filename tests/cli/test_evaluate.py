@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from steelsight import cli
-from steelsight.bundle import load_bundle
+from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
 from steelsight.cli.evaluate import evaluate
 from steelsight.data.synthetic import CoilConfig, write_severstal
 from steelsight.evaluation.predictions import Predictions
@@ -148,6 +148,19 @@ def test_kept_predictions_give_the_same(call, evaluated, drawn, tmp_path):
     assert undecided.code == 0
     assert "no verdicts: give --decision FILE" in undecided.out
     assert facts_of(tmp_path / "u")["at_decision"] is None
+
+
+def test_a_decision_of_the_bundle_by_its_name(call, evaluated, drawn, tmp_path):
+    """With a bundle, and for predictions that were kept."""
+    text = (DEFAULT_BUNDLE / "first-look.toml").read_bytes()
+    out = tmp_path / "asked"
+    named = ("--decision", "first-look", *FAST)
+    assert call("evaluate", drawn, "--out", out, "--save-predictions", *named).code == 0
+    assert (out / "decision.toml").read_bytes() == text
+    kept = ("--predictions", evaluated / "predictions.npz")
+    again = tmp_path / "kept"
+    assert call("evaluate", drawn, *kept, "--out", again, *named).code == 0
+    assert facts_of(again)["at_decision"] == facts_of(out)["at_decision"]
 
 
 def test_the_same_command_gives_the_same_bytes(call, drawn, tmp_path, monkeypatch):

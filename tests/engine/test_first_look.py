@@ -3,12 +3,13 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
-from steelsight.data.synthetic import CoilConfig, draw_frame
+from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.decisions import FirstLookRule, decide, is_settled
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import Inspector
@@ -93,6 +94,22 @@ def test_frames_of_another_size_are_none_of_its_business(bench, rules, marked, m
     assert essence(result) == essence(without)
     assert made.first_look.calls == 0
     assert made.inspector.look(frame).first_look is None
+
+
+def test_what_is_left_of_a_frame_beside_its_dark_is_another_size(bench, rules, marked):
+    """It would see columns of a width that it was never measured on."""
+    looked_at = rules.input.model_copy(update={"dark_margin_below": 25.0})
+    dark = rules.model_copy(update={"input": looked_at})
+    whole, cut = (marked((256, 1600)) for _ in range(2))
+    cut[:, :320] = 5
+    made = bench(first_look=FakeFirstLook(), rules=dark)
+    assert SETTLED in made.inspector.inspect(whole).notes
+    assert made.first_look.calls == 1
+    result = made.inspector.inspect(cut)
+    without = dark.model_copy(update={"first_look": None})
+    assert essence(result) == essence(bench(rules=without).inspector.inspect(cut))
+    assert (made.first_look.calls, made.gate.calls) == (1, 1)
+    assert made.inspector.look(cut).first_look is None
 
 
 def test_it_hides_what_it_cannot_see(bench, rules, marked):
@@ -265,7 +282,9 @@ def test_the_shipped_decision_hides_nothing_else(shared_dir):
     assert 5 <= settled < len(frames)
 
 
-@pytest.mark.parametrize("what", ["types", "precision", "kind of camera", "folder"])
+@pytest.mark.parametrize(
+    "what", ["types", "precision", "kind of camera", "size of frames", "folder"]
+)
 def test_what_does_not_fit_is_refused(joined, tmp_path, what):
     shipped = load_bundle()
     manifest = shipped.manifest
@@ -273,6 +292,7 @@ def test_what_does_not_fit_is_refused(joined, tmp_path, what):
         "types": {"classes": manifest.classes[::-1]},
         "precision": {"precision": "fp32"},
         "kind of camera": {"input": manifest.input.model_copy(update={"monochrome": False})},
+        "size of frames": {"input": manifest.input.model_copy(update={"tile_wh": (200, 200)})},
         "folder": {},
     }[what]
     other = shipped.model_copy(update={"manifest": manifest.model_copy(update=change)})
@@ -284,6 +304,35 @@ def test_what_does_not_fit_is_refused(joined, tmp_path, what):
         add_first_look(shipped, other, out)
     assert not out.exists() or [p.name for p in out.iterdir()] == ["mine.txt"]
     assert not list(tmp_path.glob(".steelsight-*"))
+
+
+def test_thresholds_of_another_first_look_are_not_taken_over(tmp_path):
+    shipped = load_bundle()
+    behind = load_bundle(decision=DEFAULT_BUNDLE / "first-look.toml")
+    own = tmp_path / "own"
+    shutil.copytree(DEFAULT_BUNDLE, own)
+    (own / "decision.toml").write_text(behind.decision.text)
+    bundle = load_bundle(own)
+    with pytest.raises(InputError, match="whose thresholds were chosen for severstal-r50-fast@"):
+        add_first_look(bundle, shipped, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    given = add_first_look(bundle, shipped, tmp_path / "out", DEFAULT_BUNDLE / "decision.toml")
+    assert given.decision.first_look is None
+    # Of a name, too: here that of thresholds which the caller says are right.
+    again = add_first_look(shipped, shipped, tmp_path / "named", Path("first-look"))
+    assert again.decision.sha256 == behind.decision.sha256
+
+
+def test_a_self_test_that_it_cannot_look_at_is_refused(tmp_path):
+    """No engine would pass it ever after."""
+    small = tmp_path / "small"
+    shutil.copytree(DEFAULT_BUNDLE, small)
+    bundle = load_bundle(small)
+    frame = encode_jpeg(draw_frame(CoilConfig(1, 3, 1.0, (800, 256)), 0).grey_hw)
+    bundle.self_test_path.write_bytes(frame)
+    with pytest.raises(InputError, match=r"self-test frame of 1600 x 256 pixels.* got 800 x 256"):
+        add_first_look(bundle, load_bundle(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_gets_frames_in_its_multiples(bench, rules):

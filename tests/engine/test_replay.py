@@ -394,6 +394,11 @@ def test_a_result_of_a_gpu(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (version,) = again.circumstances
     assert (version.what, version.now) == ("engine version", "1.31.1")
 
+    # A GPU that computes wrongly is no difference of the result.
+    monkeypatch.setattr("steelsight.engine.cascade.self_test", lambda _: (None, "other masks"))
+    with pytest.raises(EngineError, match=r"expected of the GPU .* other masks"):
+        replay(own, inspection_id, engine="cuda")
+
 
 def test_an_engine_that_is_not_there(own: Path) -> None:
     alter(own, "UPDATE setups SET engine = 'tensorrt-int8'")

@@ -19,6 +19,7 @@ from steelsight.data.synthetic import CoilConfig, draw_frame, write_severstal
 from steelsight.decisions import FirstLookRule
 from steelsight.defects import Reason
 from steelsight.engine import Inspector
+from steelsight.engine.cascade import Evidence
 from steelsight.engine.first_look import add_first_look
 from steelsight.errors import EngineError, InputError, LabelError, SteelsightError
 from steelsight.evaluation.answers import (
@@ -99,6 +100,24 @@ def test_a_first_look_is_asked_about_frames_of_its_size_only(inspector, frames, 
     assert found.first_look_logits[0] == 17, "certainly faulty: never settled"
     assert found.first_look_logits[1] == found.faulty_logits[1]
     assert not apply_decision(found, first).cleared_n[0] or found.faulty_probability[0] < 0.15
+
+
+def test_nan_of_a_first_look_counts_where_it_is_asked(inspector, frames, tmp_path, monkeypatch):
+    both = add_first_look(inspector.bundle, inspector.bundle, tmp_path / "both")
+    asked = Inspector.load(both.folder, threads=1)
+    real = asked.look
+
+    def look(grey_hw):
+        nan = Evidence(float("nan"), np.zeros(4, np.float32), None)
+        return real(grey_hw)._replace(first_look=nan)
+
+    monkeypatch.setattr(asked, "look", look)
+    found = predict_bundle(asked, frames[:2])
+    assert np.isnan(found.first_look_logits).all()
+    without = both.decision
+    behind = without.model_copy(update={"first_look": FirstLookRule(clear_below=0.15)})
+    assert apply_decision(found, without).answered_n.all()
+    assert not apply_decision(found, behind).answered_n.any()
 
 
 def test_labels_stand_beside_the_answers(of_bundle, frames):

@@ -889,6 +889,22 @@ def with_first_look(random_ones):
     )
 
 
+def test_a_guarantee_behind_a_first_look_takes_no_soft_gate(with_first_look):
+    """The temperature that weighs the types of settled frames is fitted to faulty ones, too."""
+    with pytest.raises(InputError, match="--soft-gate behind a --first-look"):
+        choose(with_first_look, Guarantee(0.3), soft=True, first_look=0.3)
+    choose(with_first_look, Guarantee(0.3), soft=True)
+
+
+def test_no_threshold_comes_from_nan_of_a_first_look(with_first_look):
+    logits = with_first_look.first_look_logits.copy()
+    logits[7] = np.nan
+    found = replace(with_first_look, first_look_logits=logits)
+    with pytest.raises(InputError, match=f"got NaN for {found.images[7]}"):
+        choose(found, FalseAlarms(), first_look=0.3)
+    choose(found, FalseAlarms())
+
+
 @pytest.mark.parametrize("share", [0.3, 0.6])
 @pytest.mark.parametrize("rule", [FalseAlarms(), Recall(0.8), Cost(), Guarantee(0.3), Kaggle()])
 def test_a_first_look_settles_the_share_that_was_asked_for(with_first_look, rule, share):

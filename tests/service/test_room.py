@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
 
@@ -15,11 +15,12 @@ from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.decisions import load_decision
 from steelsight.defects import Reason, Verdict
 from steelsight.engine import Inspector
+from steelsight.engine.cascade import SETTLED
 from steelsight.errors import InputError, SteelsightError, StoreError
 from steelsight.exports import StoredResults
 from steelsight.service import room as module
 from steelsight.service.room import QueueFullError, Room, RoomSettings, sent_name
-from steelsight.service.watch import reference_of
+from steelsight.service.watch import REFERENCE, reference_of
 
 COIL = CoilConfig(frames=40, seed=7, faulty_share=1.0)
 
@@ -336,18 +337,44 @@ def test_a_folder_that_cannot_be_written_is_told(settings, tmp_path):
 
 
 def test_the_shipped_first_look_in_the_service(settings):
-    """Explored as inspected; and drift is not measured against scores of another network."""
-    coil = CoilConfig(2, 3, 0.5, (1600, 256))
-    frames = [encode_jpeg(draw_frame(coil, n).grey_hw) for n in (0, 1)]
+    """Explored as inspected, also where it settles the frame."""
+    coil = CoilConfig(6, 3, 0.5, (1600, 256))
+    frames = [encode_jpeg(draw_frame(coil, n).grey_hw) for n in range(6)]
+    settled = 0
     with Room(replace(settings, decision=Path("first-look"))) as room:
+        assert room.active.to_json()["first_look"]["clear_below"] > 0
         for n, frame in enumerate(frames):
             answer = room.submit(frame, f"{n}.jpg").future.result(60)
             again = room.explore(answer.id, {})
             assert again.verdict is answer.inspection.verdict
             assert again.faulty_probability == answer.inspection.faulty_probability
+            assert again.notes == answer.inspection.notes
+            settled += SETTLED in again.notes
+        assert 0 < settled < 6
         assert room.explore(answer.id, {"gate": {"ng_from": 0.9}}).decision != again.decision
         with pytest.raises(InputError, match=r"first_look\.clear_below .* must not exceed"):
             room.explore(answer.id, {"gate": {"clear_below": 0.01}})
-        assert reference_of(room, room.active) is None
+
+
+def test_drift_is_not_measured_against_scores_of_another_network(settings):
     with Room(settings) as room:
-        assert reference_of(room, room.active) is not None
+        shipped = reference_of(room, room.active)
+        assert shipped is not None
+        decision = room.active.inspector.bundle.decision.sha256
+        assert room.active.to_json()["first_look"] is None
+    own = asdict(shipped) | {"source": "a good day", "decision": decision}
+    (settings.data / REFERENCE).write_text(json.dumps(own))
+    with Room(settings) as room:
+        kept = reference_of(room, room.active)
+        assert (kept.source, set(kept.figures)) == (
+            "a good day",
+            {"brightness", "contrast", "score"},
+        )
+    behind = replace(settings, decision=Path("first-look"))
+    with Room(behind) as room:
+        kept = reference_of(room, room.active)
+        assert set(kept.figures) == {"brightness", "contrast"}
+        assert kept.source.startswith("a good day; its scores are of another")
+        (settings.data / REFERENCE).unlink()
+        # The shipped one is of stage 1 alone.
+        assert reference_of(room, room.active) is None

@@ -134,6 +134,7 @@ def evaluate(
         raise InputError("expected --cam from 0, and --weights with --cam only")
     if cam and predictions is not None:
         raise InputError("--cam looks into a bundle's networks: leave --predictions out")
+    decision = _found(bundle, decision)
     asked = _Asked(bundle, decision, predictions, coco_ids, unmentioned_are_none)
     inspector = None
     if predictions is None:
@@ -355,6 +356,13 @@ def _read_answers(
     return _Answered(
         selection, compared, decision, partial(masks_of_tool, tool, decision=decision), notes
     )
+
+
+def _found(bundle: Path | None, decision: Path | None) -> Path | None:
+    """The file of a decision, which may be given as the name of one of the bundle's."""
+    from steelsight.bundle import find_bundle, find_decision
+
+    return None if decision is None else find_decision(find_bundle(bundle), decision)
 
 
 def _decision_of_kept(

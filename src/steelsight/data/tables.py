@@ -84,18 +84,19 @@ def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Writes rows with commas and LF line ends; an existing file is replaced.
 
     It is written beside its place and moved there when it is complete: where a row is refused,
-    nothing has changed.
+    nothing has changed. A link stays one.
 
     Raises:
-        InputError: the file cannot be written.
-        Exception: whatever ``rows`` raises.
+        InputError: the file cannot be written, or ``rows`` has an ``OSError``.
+        Exception: whatever else ``rows`` raises.
     """
-    beside = path.with_name(f".{path.name}.unfinished")
+    place = path.resolve()
+    beside = place.with_name(f".{place.name}.unfinished")
     try:
         try:
             with beside.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)
-            beside.replace(path)
+            beside.replace(place)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:

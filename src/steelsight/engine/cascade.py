@@ -111,7 +111,10 @@ class Networks(NamedTuple):
     def load(
         cls, bundle: Bundle, engine: Engine | str, threads: int | None = None, workers: int = 1
     ) -> "Networks":
-        """Loads the files of a bundle; arguments and errors as ``load_runtime``."""
+        """Loads the files of a bundle; arguments and errors as ``load_runtime``.
+
+        On a GPU they must answer the bundle's self-test as recorded, with its own decision.
+        """
 
         def load(path: Path) -> Runtime:
             return load_runtime(path, bundle.manifest.precision, engine, threads, workers)
@@ -127,7 +130,16 @@ class Networks(NamedTuple):
         # Most of the time to the first verdict is spent here: all at once.
         with ThreadPoolExecutor(len(at_once)) as pool:
             gate, segmenter, *_ = pool.map(lambda step: step(), at_once)
-        return cls(gate, segmenter, later)
+        networks = cls(gate, segmenter, later)
+        # GPUs and drivers are many, and a frame more costs milliseconds there.
+        if engine == Engine.CUDA and (
+            difference := self_test(Inspector(load_bundle(bundle.folder), networks))[1]
+        ):
+            raise EngineError(
+                f"expected of the GPU what {bundle.id} answers to its self-test, got: "
+                f"{difference}; give another engine"
+            )
+        return networks
 
 
 class _Later:
@@ -240,14 +252,6 @@ class Inspector:
         if engine == Engine.AUTO:
             engine = choose_engine(loaded, threads, workers).engine
         networks = Networks.load(loaded, engine, threads, workers)
-        if engine == Engine.CUDA:
-            # GPUs and drivers are many, and a frame more costs milliseconds there.
-            own = loaded if decision is None else load_bundle(loaded.folder)
-            if difference := self_test(cls(own, networks))[1]:
-                raise EngineError(
-                    f"expected of the GPU what {own.id} answers to its self-test, got: "
-                    f"{difference}; give another engine"
-                )
         return cls(loaded, networks, policy, allow_colour, workers, decode)
 
     def inspect(self, image: Image, name: str | None = None) -> Inspection:
@@ -465,15 +469,16 @@ class Inspector:
             decision=decision.id,
             engine=self.engine,
             milliseconds=milliseconds,
-            notes=frame.notes + self._notes(frame, evidence),
+            notes=frame.notes + self.notes(frame, evidence, decision),
         )
 
-    def _notes(self, frame: imaging.Frame, evidence: Evidence) -> tuple[str, ...]:
+    def notes(
+        self, frame: imaging.Frame, evidence: Evidence, decision: Decision
+    ) -> tuple[str, ...]:
         """What a reader of the result should know about how the frame was looked at."""
         notes = []
-        if evidence.first_look and is_settled(
-            evidence.first_look.faulty_probability, self.bundle.decision
-        ):
+        first = evidence.first_look
+        if first and is_settled(first.faulty_probability, decision):
             notes.append(SETTLED)
         width, height = self.bundle.manifest.input.tile_wh
         if frame.size_wh != (width, height):
@@ -486,7 +491,7 @@ class Inspector:
         return tuple(notes)
 
     def look(self, grey_hw: imaging.GreyHW) -> Evidence:
-        """What both networks say about a frame, segmented whatever stage 1 says.
+        """What all networks say about a frame, segmented whatever stage 1 says.
 
         This is what thresholds are chosen from: the gate may not hide any frame. Scores may be NaN
         or infinite where the network fails.
@@ -503,16 +508,17 @@ class Inspector:
 
         A frame is as faulty as its worst tile. Tiles follow each other through both networks, so
         that memory holds the features of one. The first look only sees frames of the size that it
-        was measured on, which are one tile: on others it proved to be too sure of itself.
+        was measured on, which are one tile, with no dark columns left out: on others it proved to
+        be too sure of itself.
         """
         spec, decision = self.bundle.manifest.input, self.bundle.decision
         columns = grey_hw.shape[1]
-        is_measured = (columns, grey_hw.shape[0]) == spec.tile_wh
         left, right = imaging.steel_columns(
             grey_hw, decision.input.dark_margin_below, spec.multiple_of
         )
         grey_hw = grey_hw[:, left:right]
         size_wh = (right - left, grey_hw.shape[0])
+        is_measured = size_wh == spec.tile_wh
         takes_frames = self.bundle.manifest.segmenter_takes is SegmenterInput.FRAMES
         types = len(self.bundle.classes)
         worst = Evidence(-math.inf, np.full(types, -np.inf, np.float32), None)

@@ -6,6 +6,7 @@ labelled frames (``steelsight evaluate --save-predictions``, then ``steelsight c
 """
 
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from steelsight.bundle import (
     Bundle,
     FirstLookEntry,
     file_entry,
+    find_decision,
     load_bundle,
     write_manifest,
 )
@@ -34,20 +36,29 @@ def add_first_look(
 
     Args:
         bundle: may have a first look already; it is replaced.
-        fast: of the same types, input and precision. Only its gate is taken.
+        fast: of the same types, kind of camera, size of frames and precision. Only its gate is
+            taken.
         folder: where to; new or empty.
-        decision: instead of the bundle's own.
+        decision: instead of the bundle's own; a file, or the name of one in the bundle.
 
     Returns:
         The new bundle, with a self-test that looks at both networks.
 
     Raises:
-        InputError: the bundles do not fit together, or the folder is not empty.
+        InputError: the bundles do not fit together, the decision has thresholds of another first
+            look, the self-test cannot look at both networks, or the folder is not empty.
     """
     _check(bundle, fast)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"expected a new or empty folder, got {folder}; give another --out")
-    rules = load_decision(decision or bundle.folder / DECISION, [c.id for c in bundle.classes])
+    rules = load_decision(find_decision(bundle.folder, decision), [c.id for c in bundle.classes])
+    before = bundle.manifest.first_look
+    if decision is None and rules.first_look and before and before.sha256 != _gate_sha256(fast):
+        raise InputError(
+            f"expected a decision without [first_look], got that of {bundle.id}, whose thresholds "
+            f"were chosen for {before.model}; give --decision FILE without it, then evaluate and "
+            "calibrate anew"
+        )
     manifest = bundle.manifest
     file = f"first_look.{manifest.precision}.onnx"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +97,7 @@ def _check(bundle: Bundle, fast: Bundle) -> None:
         ("types", [c.id for c in bundle.classes], [c.id for c in fast.classes]),
         ("precision", bundle.manifest.precision, fast.manifest.precision),
         ("kind of camera", *(_camera(b) for b in (bundle, fast))),
+        ("size of frames", *(_size(b) for b in (bundle, fast))),
     ):
         if ours != theirs:
             raise InputError(
@@ -96,6 +108,15 @@ def _check(bundle: Bundle, fast: Bundle) -> None:
 
 def _camera(bundle: Bundle) -> str:
     return "grey" if bundle.manifest.input.monochrome else "any"
+
+
+def _size(bundle: Bundle) -> str:
+    """That it was measured on: on others a first look settles nothing."""
+    return "{} x {}".format(*bundle.manifest.input.tile_wh)
+
+
+def _gate_sha256(bundle: Bundle) -> str:
+    return bundle.manifest.gate.sha256
 
 
 def _told(value: Any) -> str:
@@ -110,5 +131,11 @@ def _answers(bundle: Bundle) -> dict[str, Any]:
     if taken.frame is None:
         raise InputError(f"{bundle.self_test_path}: {taken.refusal}")
     first = inspector.look(taken.frame.grey_hw).first_look
-    faulty = None if first is None else first.faulty_probability
+    faulty = math.nan if first is None else first.faulty_probability
+    if not math.isfinite(faulty):
+        raise InputError(
+            f"expected a self-test frame of {_size(bundle)} pixels, the only size that a first look"
+            f" judges, got {taken.frame.size_wh[0]} x {taken.frame.size_wh[1]} in {bundle.id}; "
+            "export it again with another --self-test"
+        )
     return {"self_test": told, "first_look": {"self_test_faulty_probability": faulty}}

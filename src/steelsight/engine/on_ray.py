@@ -40,7 +40,7 @@ from steelsight.defects import Inspection, Reason, Verdict
 from steelsight.engine.batch import PASSING, Keys, identity_of, inspect_sources
 from steelsight.engine.cascade import Inspector
 from steelsight.engine.choice import choose_engine
-from steelsight.engine.runtime import Engine, available_cores
+from steelsight.engine.runtime import Engine, available_cores, engine_version
 from steelsight.engine.sources import CONTAINER_SUFFIXES, Source, Sources, path_of, shown_name
 from steelsight.errors import DecodeError, EngineError, InputError, escaped
 from steelsight.imaging import DecodePolicy
@@ -331,7 +331,12 @@ class _Order:
         self.policy = settings.policy
         self.allow_colour = settings.allow_colour
         with Decoders(1) as decoders:
-            # Whoever gives the command need not have a GPU.
+            # Whoever gives the command need not have a GPU, but what its actors must have, too.
+            if engine == Engine.CUDA and not engine_version(engine):
+                raise EngineError(
+                    "expected onnxruntime-gpu here too for --on ray --engine cuda, in the version "
+                    "of the actors; run: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+                )
             here = Engine.ONNXRUNTIME if engine == Engine.CUDA else engine
             inspector = self.load(decoders, here)
             if here != engine:

@@ -109,8 +109,9 @@ def _look(inspector: Inspector, grey_hw: NDArray[np.uint8]) -> Answer | Reason:
         # A frame that it may not look at, because of its size, is one that it does not settle.
         first = seen.first_look
         first_logit = float(logit(np.array(1.0 if first is None else first.faulty_probability)))
+    # NaN of the first look counts only where a decision asks it.
     evidence = (seen.faulty_probability, *seen.head_probabilities, masks_khw.sum())
-    if not np.isfinite((*evidence, 0.0 if first_logit is None else first_logit)).all():
+    if not np.isfinite(evidence).all():
         return Reason.NOT_FINITE
     faulty_logit = float(logit(np.array(seen.faulty_probability)))
     heads_k = seen.head_probabilities.astype(np.float32)

@@ -317,6 +317,12 @@ def choose(
             "expected weights that are fixed before the faulty frames are looked at, got"
             " --soft-gate with a fitted --temperature: a guarantee would not hold; leave one out"
         )
+    if isinstance(rule, Guarantee) and soft and first_look:
+        # Its temperature is fitted, too: to the frames that it settles.
+        raise InputError(
+            "expected weights that are fixed before the faulty frames are looked at, got"
+            " --soft-gate behind a --first-look: a guarantee would not hold; leave one out"
+        )
     seen = _Seen.of(predictions, temperature=temperature, soft=soft, first_look=first_look)
     if isinstance(rule, FalseAlarms):
         return _by_false_alarms(seen, rule)
@@ -484,6 +490,12 @@ def _first_look(predictions: Predictions, share: float) -> FirstLookRule:
         raise InputError(
             f"expected at least {LEAST_CLEAN} clean frames to see what a first look would settle,"
             f" got {int((~faulty).sum())}; add clean frames, or give --first-look 0"
+        )
+    if not np.isfinite(raw_n).all():
+        image = predictions.images[int(np.flatnonzero(~np.isfinite(raw_n))[0])]
+        raise InputError(
+            f"expected scores of the first look to choose its threshold from, got NaN for {image};"
+            " leave the frame out"
         )
     settled_n = raw_n < _reached_by(raw_n[~faulty], 1 - share)
     logits = predictions.first_look_logits

@@ -128,6 +128,7 @@ class Model:
             "engine": self.inspector.engine,
             "classes": [{"id": c.id, "name": c.name, "colour": c.colour} for c in bundle.classes],
             "gate": {"clear_below": decision.gate.clear_below, "ng_from": decision.gate.ng_from},
+            "first_look": decision.first_look and {"clear_below": decision.first_look.clear_below},
             "types": {
                 name: {
                     "label_from": rule.label_from,
@@ -534,7 +535,7 @@ class Room:
             decision=decision.id,
             engine=model.inspector.engine,
             milliseconds={"decide": (time.perf_counter() - started) * 1e3},
-            notes=taken.frame.notes,
+            notes=taken.frame.notes + model.inspector.notes(taken.frame, evidence, decision),
         )
 
     # ------------------------------------------------------------------------------------- end

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -46,12 +46,27 @@ class Reference:
         source: for people.
         frames: how many, of light and of scores.
         figures: quantiles by figure.
+        model, decision: whose scores they are, ``name@sha8`` and sha256; empty if nobody knows.
     """
 
     source: str
     frames: int
     clear_frames: int
     figures: dict[str, list[float]]
+    model: str = ""
+    decision: str = ""
+
+    def of(self, model: Model) -> "Reference":
+        """What of it can be compared with a model's frames: light, and scores if they are its own.
+
+        Another decision may clear other frames, by another network.
+        """
+        bundle = model.inspector.bundle
+        if (self.model, self.decision) == (bundle.id, bundle.decision.sha256):
+            return self
+        kept = {name: values for name, values in self.figures.items() if name != "score"}
+        told = f"{self.source}; its scores are of another model or decision and not compared"
+        return replace(self, source=told, figures=kept)
 
 
 class Seen(NamedTuple):
@@ -184,7 +199,7 @@ def reference_of(room: Room, model: Model) -> Reference | None:
     """The file in the data folder, that of the shipped model, or the first frames of this line."""
     path = room.settings.data / REFERENCE
     if path.is_file():
-        return _read(path)
+        return _read(path).of(model)
     shipped = _shipped().get(model.id)
     # Behind a first look clear frames have scores of another network.
     if shipped is not None and model.inspector.bundle.decision.first_look is None:
@@ -208,7 +223,10 @@ def _made(seen: Sequence[Seen], model: Model, source: str) -> Reference | None:
         np.asarray([one.contrast for one in light], np.float64),
         np.asarray(clear, np.float64),
     )
-    return Reference(source, len(light), len(clear), dict(figures))
+    bundle = model.inspector.bundle
+    return Reference(
+        source, len(light), len(clear), dict(figures), bundle.id, bundle.decision.sha256
+    )
 
 
 def _read(path: Path) -> Reference:
@@ -226,7 +244,12 @@ def _parsed(facts: dict[str, Any]) -> Reference:
     if set(figures) - {"brightness", "contrast", "score"}:
         raise KeyError(", ".join(figures))
     return Reference(
-        str(facts["source"]), int(facts["frames"]), int(facts["clear_frames"]), figures
+        str(facts["source"]),
+        int(facts["frames"]),
+        int(facts["clear_frames"]),
+        figures,
+        str(facts.get("model", "")),
+        str(facts.get("decision", "")),
     )
 
 
