@@ -295,7 +295,7 @@ def test_accuracy_counts_each_frame_once():
         ({"threads": 0}, "--threads from 1"),
         ({"seed": -1}, "--seed from 0"),
         ({"faulty_share": 2.0}, "--faulty-share from 0 to 1"),
-        ({"engines": (Engine.AUTO,)}, "--engine onnxruntime or openvino, got auto"),
+        ({"engines": (Engine.AUTO,)}, "--engine onnxruntime, openvino or cuda, got auto"),
     ],
 )
 def test_impossible_settings_are_refused(given, message):

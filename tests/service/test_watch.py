@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from steelsight.bundle import load_bundle
 from steelsight.drift import BASELINE_GROUPS, GROUP
 from steelsight.service.watch import _shipped
 
@@ -119,12 +120,20 @@ def test_a_plants_own_reference_counts(line):
     (reference,) = _shipped().values()
     darker = {name: list(values) for name, values in reference.figures.items()}
     darker["brightness"] = [value - 40 for value in darker["brightness"]]
-    facts = {"model": "", "source": "line 7, May", "frames": 748, "clear_frames": 600}
+    bundle = load_bundle()
+    facts = {"source": "line 7, May", "frames": 748, "clear_frames": 600, "model": bundle.id}
+    facts["decision"] = bundle.decision.sha256
     path.write_text(json.dumps(facts | {"figures": darker}))
     try:
         seen = line.client.get("/v1/watch").json()
         assert seen["reference"] == "line 7, May"
         assert not any(one["alarm"] for one in seen["drift"])
+        assert {one["figure"] for one in seen["drift"]} == {"brightness", "contrast", "score"}
+        # Of another decision, which may clear other frames: only light is compared, and it is said.
+        path.write_text(json.dumps(facts | {"figures": darker, "decision": "0" * 64}))
+        seen = line.client.get("/v1/watch").json()
+        assert seen["reference"].startswith("line 7, May; its scores are of another")
+        assert {one["figure"] for one in seen["drift"]} == {"brightness", "contrast"}
         path.write_text("{}")
         answer = line.client.get("/v1/watch")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad-request")

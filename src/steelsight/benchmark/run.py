@@ -335,8 +335,8 @@ class Settings:
                 raise InputError(f"expected --{name} from {least}, got {getattr(self, name)}")
         wanted_of_kind(self.frames, self.faulty_share)
         if Engine.AUTO in self.engines:
-            names = [e for e in Engine if e is not Engine.AUTO]
-            raise InputError(f"expected --engine {' or '.join(names)}, got {Engine.AUTO}")
+            *names, last = [e for e in Engine if e is not Engine.AUTO]
+            raise InputError(f"expected --engine {', '.join(names)} or {last}, got {Engine.AUTO}")
 
 
 @contextmanager

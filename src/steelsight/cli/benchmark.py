@@ -184,9 +184,10 @@ def _engines(names: list[str] | None) -> Any:
     from steelsight.engine.runtime import Engine
 
     known = [engine.value for engine in Engine if engine is not Engine.AUTO]
+    choices = f"{', '.join(known[:-1])} or {known[-1]}"
     for name in names or ():
         if name not in known:
-            raise InputError(f"expected --engine {' or '.join(known)}, got {name!r}")
+            raise InputError(f"expected --engine {choices}, got {name!r}")
     return tuple(Engine(name) for name in dict.fromkeys(names or ()))
 
 
