@@ -1,7 +1,7 @@
 """``steelsight benchmark`` in this process."""
 
 import json
-import sys
+from importlib import import_module
 
 import pytest
 
@@ -95,7 +95,7 @@ def test_files_without_labels_are_taken_as_they_come(call, tmp_path, quick):
 def test_wrong_options_are_one_line(call, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The module, not the command of that name in the package.
-    monkeypatch.setattr(sys.modules["steelsight.cli.benchmark"], "DRAWN_FAULTY_SHARE", 0.0)
+    monkeypatch.setattr(import_module("steelsight.cli.benchmark"), "DRAWN_FAULTY_SHARE", 0.0)
     done = call("benchmark", *arguments, *([] if "--frames" in arguments else ["--frames", 1]))
     assert done.code == 1
     assert message in done.err
