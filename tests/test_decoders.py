@@ -486,6 +486,7 @@ def test_a_child_that_dies_before_it_has_taken_the_frame_costs_none(quick_pool: 
         assert_answers(quick_pool)
         pid = pids(quick_pool)[0]
         os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda pid=pid: state_of(pid) == "T")
         timer = threading.Timer(0.1, os.kill, (pid, signal.SIGKILL))
         timer.start()
         if len(data) < MIB:
