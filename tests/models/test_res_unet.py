@@ -101,6 +101,29 @@ def test_masks_come_at_the_decoders_stride(
     assert full.shape == (3, types, rows, columns)
 
 
+@pytest.mark.parametrize("arch", Arch)
+@pytest.mark.parametrize("stride", [4, 2, 1])
+@pytest.mark.parametrize("stages", [2, 3])
+def test_a_network_that_ends_early_has_masks_at_the_same_strides(
+    arch: Arch, stride: int, stages: int
+) -> None:
+    with torch.device("meta"):
+        network = build_network(
+            4, Network(arch=arch, stages=stages, mask_stride=stride, input_stride=2)
+        )
+        logits = network(torch.empty(2, 1, 256, 192))
+    assert logits.average.shape == logits.soft_maximum.shape == (2, 5)
+    assert logits.masks.shape == (2, 4, 128 // stride, 96 // stride)
+    blocks = {name.split("blocks.")[1][0] for name in network.state_dict() if "blocks." in name}
+    assert len(blocks) == {4: 3, 2: 4, 1: 5}[stride] - (4 - stages)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    part = "segmenter." if arch is Arch.TWO else ""
+    joined, out = {2: (512 + 256, 64), 3: (1024 + 512, 128)}[stages]
+    assert shapes[f"{part}decoder.blocks.0.conv1.0.weight"] == (out, joined, 3, 3)
+    head = "classifier." if arch is Arch.TWO else ""
+    assert shapes[f"{head}classification_head_mil.3.weight"] == (5, {2: 512, 3: 1024}[stages])
+
+
 @pytest.mark.parametrize("stride", [4, 2, 1])
 def test_residual_blocks_add_nothing_but_1x1_shortcuts(stride: int) -> None:
     plain, residual = (outline(mask_stride=stride, residual=r) for r in (False, True))

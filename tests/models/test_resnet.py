@@ -114,6 +114,36 @@ def test_features_have_the_channels_and_strides_of_a_resnet50(
         assert feature.shape == (2, channels, rows // stride, columns // stride)
 
 
+@pytest.mark.parametrize("stages", [2, 3])
+@torch.inference_mode()
+def test_an_encoder_that_ends_early_is_the_first_stages_of_a_whole_one(stages: int) -> None:
+    whole = randomised(ResNet50Encoder(width=0.125)).eval()
+    part = ResNet50Encoder(width=0.125, stages=stages).eval()
+    held = part.state_dict()
+    part.load_state_dict({n: t for n, t in whole.state_dict().items() if n in held})
+    assert not [n for n in held if f"layer{stages + 1}" in n or "layer4" in n]
+    assert part.channels == whole.channels[: stages + 1]
+    x = torch.randn(1, 1, 64, 96)
+    found, expected = part(x), whole(x)
+    names = ["c1", "c2", "c3", "c4"][: stages + 1]
+    assert list(found.maps) == names
+    assert list(expected.maps) == ["c1", "c2", "c3", "c4", "c5"]
+    assert found.deepest is found.maps[names[-1]]
+    assert expected.deepest is expected.c5
+    for name in names:
+        assert torch.equal(found.maps[name], expected.maps[name])
+    other = torch.zeros(1)
+    changed = found.with_deepest(other)
+    assert changed.deepest is other
+    assert all(changed.maps[name] is found.maps[name] for name in names[:-1])
+
+
+@pytest.mark.parametrize("stages", [0, 1, 5])
+def test_other_numbers_of_stages_are_refused(stages: int) -> None:
+    with pytest.raises(InputError, match=f"expected 2 or 3 or 4 stages, got {stages}"):
+        ResNet50Encoder(stages=stages)
+
+
 def test_a_classifier_answers_per_frame() -> None:
     with torch.device("meta"):
         assert ResNet50Classifier(5)(torch.empty(3, 1, 64, 96)).shape == (3, 5)

@@ -36,6 +36,7 @@ FORMS = [
     {"arch": "two"},
     {"arch": "shared", "input_stride": 2, "mask_stride": 2},
     {"arch": "two", "residual": True, "mask_stride": 1},
+    {"arch": "shared", "input_stride": 2, "stages": 2},
 ]
 
 
@@ -51,7 +52,7 @@ def network_of(**settings: object) -> DefectNetwork:
             network(torch.randn(2, 1, 64, 128) * 2)
         gate, _, _ = parts_of(network.eval())
         grey_hw = frame_of(64, 128)
-        mean_c = gate(network.shrink(input_of(grey_hw, 64))).c5.mean((0, 2, 3))
+        mean_c = gate(network.shrink(input_of(grey_hw, 64))).deepest.mean((0, 2, 3))
         for head in heads_of(network):
             head.weight[0] -= (head.weight[0] @ mean_c) / (mean_c @ mean_c) * mean_c
     return network
@@ -93,13 +94,14 @@ def by_hand(
     """Each step written out: no hooks, one graph through the whole network, loops over channels."""
     first, second, holder = parts_of(network)
     x = network.shrink(input_of(grey_hw, 32 * network.input_stride))
-    c5 = first(x).c5
-    gate = from_gradient(faulty_logit(network, c5), c5)
+    deepest = first(x).deepest
+    gate = from_gradient(faulty_logit(network, deepest), deepest)
 
     features: Features = second(x)
-    skips = (features.c4, features.c3, features.c2, features.c1, None)
+    there = [tensor for tensor in features if tensor is not None]
+    skips = (*there[-2::-1], None)
     first_block, *deeper = holder.decoder.blocks
-    block = y = first_block(features.c5, skips[0])
+    block = y = first_block(there[-1], skips[0])
     for decoder_block, skip in zip(deeper, skips[1:], strict=False):
         y = decoder_block(y, skip)
     full_hw = [side * network.input_stride for side in x.shape[2:]]

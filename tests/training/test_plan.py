@@ -38,6 +38,14 @@ def test_a_small_box_trains_at_half_resolution_with_smaller_batches_and_rates() 
     assert config.optimiser.lr == pytest.approx(6e-4 * (12 / 32) ** 0.5, rel=1e-2)
 
 
+def test_the_fastest_network_ends_after_two_stages_whatever_the_machine() -> None:
+    for found in (SEVERSTAL, SMALL_BOX, replace(SMALL_BOX, frame_wh=(200, 200))):
+        config = plan(found, Profile.FASTEST)
+        assert (config.network.stages, config.network.input_stride) == (2, 2)
+        assert all(side % 64 == 0 for side in config.sampling.crop_hw)
+    assert plan(SMALL_BOX, Profile.FAST).network.stages == 4
+
+
 def test_a_run_sees_each_frame_about_fifty_times_within_limits() -> None:
     for frames in (40, 600, 8379, 10**6):
         found = replace(SEVERSTAL, frames=frames)

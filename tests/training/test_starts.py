@@ -145,6 +145,51 @@ def test_a_resnet50_goes_into_all_encoders(
     assert ("encoder.layer4" in notes) == (upto < 4)
 
 
+@pytest.mark.parametrize("arch", Arch)
+@pytest.mark.parametrize("stages", [2, 3])
+def test_a_network_that_ends_early_takes_what_it_has_of_a_resnet50(
+    tmp_path: Path, arch: Arch, stages: int
+) -> None:
+    state = narrow_resnet(1)
+    net = network(seed=2, arch=arch, stages=stages)
+    report = load_start(net, stored(tmp_path / "resnet.safetensors", state))
+    deeper = {n for n in state if n.startswith("layer") and int(n[5]) > stages}
+    assert set(report.unused) == {n for n in deeper if not n.endswith(COUNTER)} | {
+        "fc.bias",
+        "fc.weight",
+    }
+    for encoder in net.encoders:
+        found = {n: t for n, t in encoder.state_dict().items() if not n.endswith(COUNTER)}
+        assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+    assert not [name for name in report.missing if "encoder." in name]
+
+
+def test_a_network_that_ends_early_starts_from_a_whole_one_but_for_its_decoder(
+    tmp_path: Path,
+) -> None:
+    whole, net = network(seed=1), network(seed=2, stages=2)
+    before = plain(net)
+    report = load_start(net, stored(tmp_path / "whole.safetensors", plain(whole)))
+    after = plain(net)
+    for name, tensor in after.items():
+        expected = plain(whole) if name.startswith("encoder.") else before
+        assert torch.equal(tensor, expected[name]), name
+    assert {n.split(".")[0] for n in report.missing} == {
+        "decoder",
+        "segmentation_head",
+        "classification_head",
+        "classification_head_mil",
+    }
+    assert {"encoder.layer3.0.conv1.weight", "decoder.blocks.0.conv1.0.weight"} <= set(
+        report.unused
+    )
+
+
+def test_a_network_that_ends_early_is_no_start_for_a_whole_one(tmp_path: Path) -> None:
+    path = stored(tmp_path / "short.safetensors", plain(network(stages=2)))
+    refused(network(), path, "expected all of encoder.layer3")
+
+
 def test_a_whole_torchvision_resnet50_fits_the_full_network(tmp_path: Path) -> None:
     with torch.device("meta"):
         names = ResNet50Classifier(1000, 3).state_dict()

@@ -139,7 +139,9 @@ def info(bundle: BundleFolder = None, *, json: Json = False) -> int:
 @model_app.command
 def first_look(
     bundle: Annotated[Path, Parameter(help="Bundle, folder or shipped name.")],
-    fast: Annotated[Path, Parameter(help="A faster bundle of the same types (train --plan fast).")],
+    fast: Annotated[
+        Path, Parameter(help="A faster bundle of the same types (train --plan fastest).")
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="New or empty folder for the new bundle.")],

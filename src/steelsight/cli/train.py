@@ -47,7 +47,7 @@ def train(
     ] = None,
     start_sha256: Annotated[str | None, Parameter(help="What that file must be.")] = None,
     plan: Annotated[
-        str, Parameter(help="auto, quality, fast or small; none for the bare defaults.")
+        str, Parameter(help="auto, quality, fast, fastest or small; none for the bare defaults.")
     ] = "auto",
     arch: Annotated[
         str | None, Parameter(help="shared: one ResNet50 under both stages; two: one each.")

@@ -57,6 +57,8 @@ class Network(Settings):
     """Factor on all numbers of channels; below 1 no ResNet50 start fits."""
     input_stride: Annotated[int, Field(ge=1, le=2)] = 1
     """2: frames are averaged to half their size inside the network (the fast profile)."""
+    stages: Annotated[int, Field(ge=2, le=4)] = 4
+    """Of the ResNet50; 2 or 3 end it early (the fastest profile has 2)."""
     mask_stride: Annotated[int, Field(ge=1, le=4)] = 4
     """Resolution of the mask logits against the network's input: 4, 2 or 1."""
     residual: bool = False

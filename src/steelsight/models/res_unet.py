@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from steelsight.errors import InputError
 from steelsight.models.config import Arch, Network
-from steelsight.models.resnet import Features, ResNet50Encoder, StrideOn, scaled_channels
+from steelsight.models.resnet import (
+    STAGE_CHANNELS,
+    Features,
+    ResNet50Encoder,
+    StrideOn,
+    scaled_channels,
+)
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 BLOCKS_BY_STRIDE = {4: 3, 2: 4, 1: 5}
@@ -82,11 +88,11 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """C5 up to the wanted stride, taking in C4, C3, C2 and C1 on the way.
+    """The deepest features up to the wanted stride, taking in those above them on the way.
 
     Args:
         stride: of the result: 4, 2 or 1.
-        features: channels of C1 to C5.
+        features: channels of C1 to the deepest, C5 in a whole ResNet50.
         residual: residual blocks.
         width: factor on the numbers of channels.
 
@@ -98,18 +104,20 @@ class Decoder(nn.Module):
         self, stride: int, features: Sequence[int], *, residual: bool, width: float
     ) -> None:
         super().__init__()
-        outputs = [scaled_channels(channels, width) for channels in DECODER_CHANNELS]
+        # An encoder that ends earlier starts as far up: a block belongs to a resolution.
+        above = len(STAGE_CHANNELS) - len(features)
+        outputs = [scaled_channels(channels, width) for channels in DECODER_CHANNELS[above:]]
         inputs = (features[-1], *outputs)
-        skips = (*features[3::-1], 0)
-        depth = BLOCKS_BY_STRIDE[stride]
+        skips = (*features[-2::-1], 0)
+        depth = BLOCKS_BY_STRIDE[stride] - above
         self.channels = outputs[depth - 1]
         self.blocks = nn.ModuleList(
             DecoderBlock(inputs[i], skips[i], outputs[i], residual=residual) for i in range(depth)
         )
 
     def forward(self, features: Features) -> Tensor:
-        skips = (features.c4, features.c3, features.c2, features.c1, None)
-        x = features.c5
+        *above, x = features.maps.values()
+        skips = (*reversed(above), None)
         for block, skip in zip(self.blocks, skips, strict=False):
             x = block(x, skip)
         return x
@@ -137,16 +145,18 @@ def soft_maximum(logits: Tensor) -> Tensor:
     return peak[:, :, 0] + spread / SOFT_MAXIMUM_SHARPNESS
 
 
-def _classify(average: nn.Sequential, maximum: nn.Sequential, c5: Tensor) -> tuple[Tensor, Tensor]:
-    """C5 to both heads' logits, in fp32 also where the rest of the network runs in bf16."""
-    device = c5.device.type
+def _classify(
+    average: nn.Sequential, maximum: nn.Sequential, deepest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The deepest features to both heads' logits, in fp32 also where all else runs in bf16."""
+    device = deepest.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            return _classify(average, maximum, c5.float())
+            return _classify(average, maximum, deepest.float())
     dropout, linear = maximum[2], maximum[3]
     assert isinstance(linear, nn.Linear)  # noqa: S101 - for the type checker
-    by_position = F.conv2d(dropout(c5), linear.weight[:, :, None, None], linear.bias)
-    return average(c5.mean((2, 3))).float(), soft_maximum(by_position)
+    by_position = F.conv2d(dropout(deepest), linear.weight[:, :, None, None], linear.bias)
+    return average(deepest.mean((2, 3))).float(), soft_maximum(by_position)
 
 
 class DefectNetwork(nn.Module, ABC):
@@ -207,9 +217,10 @@ class ResUNet(DefectNetwork):
         width: factor on all numbers of channels.
         input_stride: 2 averages frames to half their size first.
         dropout: before both heads.
+        stages: of the encoder; with fewer than 4 it ends early.
 
     Raises:
-        InputError: an impossible stride, width or number of channels.
+        InputError: an impossible stride, width, depth or number of channels.
     """
 
     def __init__(
@@ -223,9 +234,10 @@ class ResUNet(DefectNetwork):
         width: float = 1.0,
         input_stride: int = 1,
         dropout: float = 0.2,
+        stages: int = 4,
     ) -> None:
         super().__init__(types, input_stride, mask_stride)
-        self.encoder = ResNet50Encoder(in_channels, stride_on, width)
+        self.encoder = ResNet50Encoder(in_channels, stride_on, width, stages)
         channels = self.encoder.channels
         self.decoder = Decoder(mask_stride, channels, residual=residual, width=width)
         self.segmentation_head = _mask_head(self.decoder.channels, types)
@@ -241,9 +253,9 @@ class ResUNet(DefectNetwork):
         features: Features = self.encoder(self.shrink(x))
         return features
 
-    def classify(self, c5: Tensor) -> tuple[Tensor, Tensor]:
-        """C5 ``(N, C, h, w)`` to the two heads' logits, each ``(N, 1 + K)``."""
-        return _classify(self.classification_head, self.classification_head_mil, c5)
+    def classify(self, deepest: Tensor) -> tuple[Tensor, Tensor]:
+        """The deepest features ``(N, C, h, w)`` to both heads' logits, each ``(N, 1 + K)``."""
+        return _classify(self.classification_head, self.classification_head_mil, deepest)
 
     def segment(self, features: Features) -> Tensor:
         """Encoder features to mask logits ``(N, K, H / S, W / S)``."""
@@ -251,14 +263,14 @@ class ResUNet(DefectNetwork):
         return logits
 
     def classify_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.classify(self.encode(x).c5)
+        return self.classify(self.encode(x).deepest)
 
     def segment_frames(self, x: Tensor) -> Tensor:
         return self.segment(self.encode(x))
 
     def forward(self, x: Tensor) -> Logits:
         features = self.encode(x)
-        return Logits(*self.classify(features.c5), self.segment(features))
+        return Logits(*self.classify(features.deepest), self.segment(features))
 
 
 class Classifier(nn.Module):
@@ -271,8 +283,8 @@ class Classifier(nn.Module):
         self.classification_head_mil = _head(encoder.channels[-1], types, dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        c5 = self.encoder(x).c5
-        return _classify(self.classification_head, self.classification_head_mil, c5)
+        deepest = self.encoder(x).deepest
+        return _classify(self.classification_head, self.classification_head_mil, deepest)
 
 
 class Segmenter(nn.Module):
@@ -306,9 +318,10 @@ class TwoNetworks(DefectNetwork):
         width: float = 1.0,
         input_stride: int = 1,
         dropout: float = 0.2,
+        stages: int = 4,
     ) -> None:
         super().__init__(types, input_stride, mask_stride)
-        first, second = (ResNet50Encoder(in_channels, stride_on, width) for _ in range(2))
+        first, second = (ResNet50Encoder(in_channels, stride_on, width, stages) for _ in range(2))
         decoder = Decoder(mask_stride, second.channels, residual=residual, width=width)
         self.classifier = Classifier(first, types, dropout)
         self.segmenter = Segmenter(second, decoder, types)
@@ -345,6 +358,7 @@ def build_network(types: int, config: Network) -> DefectNetwork:
         width=config.width,
         input_stride=config.input_stride,
         dropout=config.dropout,
+        stages=config.stages,
     )
 
 

@@ -19,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY_MEAN = 0.449
 GREY_STD = 0.226
+STAGES = (2, 3, 4)
+"""How many stages an encoder may have; a ResNet50 has 4."""
 STAGE_CHANNELS = (64, 256, 512, 1024, 2048)
 """Channels of C1 to C5 of a ResNet50."""
 
@@ -38,13 +40,27 @@ class StrideOn(StrEnum):
 
 
 class Features(NamedTuple):
-    """C1 to C5, each ``(N, channels, H / stride, W / stride)``."""
+    """C1 to C5, each ``(N, channels, H / stride, W / stride)``; of as many stages as there are."""
 
     c1: Tensor
     c2: Tensor
     c3: Tensor
-    c4: Tensor
-    c5: Tensor
+    c4: Tensor | None = None
+    c5: Tensor | None = None
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Those that are there, by name, from C1 down."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
+    @property
+    def deepest(self) -> Tensor:
+        """The last of them: C5 of a whole ResNet50."""
+        return [*self.maps.values()][-1]
+
+    def with_deepest(self, deepest: Tensor) -> "Features":
+        """With another tensor in place of the last one."""
+        return self._replace(**{[*self.maps][-1]: deepest})
 
 
 class Bottleneck(nn.Module):
@@ -96,12 +112,13 @@ class ResNet50Encoder(nn.Module):
         in_channels: 1 for grey, 3 for RGB.
         stride_on: v1 or v1.5; weights trained for one do not fit the other, though they load.
         width: factor on all numbers of channels, above 0.
+        stages: 4 for a whole ResNet50, fewer (2 or 3) end after that many.
 
     Attributes:
-        channels: of C1 to C5.
+        channels: of C1 to the last stage's output.
 
     Raises:
-        InputError: a number of channels other than 1 or 3, or an impossible width.
+        InputError: a number of channels other than 1 or 3, or an impossible width or depth.
     """
 
     def __init__(
@@ -109,8 +126,11 @@ class ResNet50Encoder(nn.Module):
         in_channels: int = 1,
         stride_on: StrideOn = StrideOn.CONV_1X1,
         width: float = 1.0,
+        stages: int = 4,
     ) -> None:
         super().__init__()
+        if stages not in STAGES:
+            raise InputError(f"expected {' or '.join(map(str, STAGES))} stages, got {stages}")
         if in_channels not in (1, 3):
             raise InputError(
                 f"expected 1 (grey) or 3 (RGB) input channels, got {in_channels}; "
@@ -120,23 +140,23 @@ class ResNet50Encoder(nn.Module):
             raise InputError(f"expected a width above 0, got {width}; 1 is a ResNet50")
         stem, *inner = (scaled_channels(channels, width) for channels in (64, 64, 128, 256, 512))
         self.stride_on = stride_on
-        self.channels = (stem, *(4 * channels for channels in inner))
+        self.channels = (stem, *(4 * channels for channels in inner[:stages]))
         self.conv1 = nn.Conv2d(in_channels, stem, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        c1, c2, c3, c4, _ = self.channels
+        c1, c2, c3, *deeper = self.channels
         self.layer1 = _stage(c1, inner[0], 3, 1, stride_on)
         self.layer2 = _stage(c2, inner[1], 4, 2, stride_on)
-        self.layer3 = _stage(c3, inner[2], 6, 2, stride_on)
-        self.layer4 = _stage(c4, inner[3], 3, 2, stride_on)
+        self.layer3 = _stage(c3, inner[2], 6, 2, stride_on) if stages > 2 else None
+        self.layer4 = _stage(deeper[0], inner[3], 3, 2, stride_on) if stages > 3 else None
 
     def forward(self, x: Tensor) -> Features:
         c1 = self.relu(self.bn1(self.conv1(x)))
         c2 = self.layer1(self.maxpool(c1))
         c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return Features(c1, c2, c3, c4, self.layer4(c4))
+        c4 = None if self.layer3 is None else self.layer3(c3)
+        return Features(c1, c2, c3, c4, None if self.layer4 is None else self.layer4(c4))
 
 
 class ResNet50Classifier(ResNet50Encoder):
@@ -155,7 +175,7 @@ class ResNet50Classifier(ResNet50Encoder):
         self.fc = nn.Linear(STAGE_CHANNELS[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        logits: Tensor = self.fc(super().forward(x).c5.mean((2, 3)))
+        logits: Tensor = self.fc(super().forward(x).deepest.mean((2, 3)))
         return logits
 
 

@@ -61,8 +61,8 @@ class Deployed(nn.Module):
         features: dict[str, Tensor] = {}
         if isinstance(self.network, ResUNet):
             found = self.network.encoder(frames)
-            heads = self.network.classify(found.c5)
-            features = found._asdict()
+            heads = self.network.classify(found.deepest)
+            features = found.maps
         else:
             heads = cast(TwoNetworks, self.network).classifier(frames)
         average, soft_maximum = heads
@@ -85,7 +85,8 @@ def features_of(network: DefectNetwork) -> tuple[str, ...]:
     if isinstance(network, TwoNetworks):
         return ()
     # A decoder that stops at a quarter of its input never reaches C1.
-    return FEATURES if network.mask_stride // network.input_stride < 4 else FEATURES[1:]
+    above = 0 if network.mask_stride // network.input_stride < 4 else 1
+    return FEATURES[above : len(network.encoders[0].channels)]
 
 
 def outputs_of(network: DefectNetwork) -> tuple[str, ...]:

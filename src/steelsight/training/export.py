@@ -530,8 +530,8 @@ def _in_torch(bundle: Bundle, network: DefectNetwork) -> Inspector:
         features: dict[str, Tensor] = {}
         if isinstance(network, ResUNet):
             found = network.encode(x)
-            average, soft_maximum = network.classify(found.c5)
-            features = found._asdict()
+            average, soft_maximum = network.classify(found.deepest)
+            features = found.maps
         else:
             average, soft_maximum = network.classify_frames(x)
         faulty = ((average[:, 0] + soft_maximum[:, 0]) / 2).sigmoid()

@@ -16,8 +16,8 @@ the label on none; that of the last block is the mask once more (correlation 0.9
 That of the first block has its peak inside the label on 17 of 20, at a correlation of 0.38 to 0.77.
 
 A map says which places spoke for an answer, on a grid of 32 px (gate) or 16 px (segmenter), twice
-as much in the fast profile. It is no mask, and maps of different frames cannot be compared: each is
-scaled to its own maximum.
+as much in the fast profile, half as much in the fastest. It is no mask, and maps of different
+frames cannot be compared: each is scaled to its own maximum.
 """
 
 from collections.abc import Iterable, Iterator
@@ -173,7 +173,7 @@ def _first_decoder_block(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def _ends_of_gradients(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Lets gradients end at the outputs of layers, of an encoder at C5.
+    """Lets gradients end at the outputs of layers, of an encoder at its deepest features.
 
     Nothing is kept for the way back through these layers, which are most of the network: that
     saves gigabytes.
@@ -191,8 +191,8 @@ def _ends_of_gradients(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, 
         if isinstance(output, Tensor):
             seen[layer] = output.detach().requires_grad_()
             return seen[layer]
-        seen[layer] = output.c5.detach().requires_grad_()
-        return output._replace(c5=seen[layer])
+        seen[layer] = output.deepest.detach().requires_grad_()
+        return output.with_deepest(seen[layer])
 
     with ExitStack() as stack:
         for layer in layers:

@@ -39,6 +39,8 @@ class Profile(StrEnum):
     """Full resolution."""
     FAST = "fast"
     """Half resolution: a quarter of the operations, no measurable loss on Severstal."""
+    FASTEST = "fastest"
+    """Half resolution and the first two of four stages: a tenth of the operations."""
     SMALL = "small"
     """A quarter of the channels at half resolution: to see a whole run in minutes, not to ship."""
 
@@ -167,6 +169,13 @@ def _plan_network(found: Fingerprint, profile: Profile, choose: Callable[..., No
             network__width=0.25,
             network__input_stride=2,
             optimiser__ema=0.99,
+        )
+    elif profile is Profile.FASTEST:
+        choose(
+            "half resolution and two of the ResNet50's four stages, a tenth of the operations:"
+            " profile fastest",
+            network__input_stride=2,
+            network__stages=2,
         )
     elif profile is Profile.QUALITY or (profile is Profile.AUTO and found.device == "cuda"):
         why = "profile quality" if profile is Profile.QUALITY else "there is a GPU"

@@ -28,7 +28,7 @@ from torch import Tensor
 from steelsight.data.labels import shown
 from steelsight.errors import InputError, first_names
 from steelsight.models.res_unet import DefectNetwork, TwoNetworks
-from steelsight.models.resnet import StrideOn, fold_rgb_to_grey
+from steelsight.models.resnet import STAGES, StrideOn, fold_rgb_to_grey
 from steelsight.training.checkpoint import KEY, load_checkpoint
 
 RANDOM = "random"
@@ -343,9 +343,15 @@ def _sources(
     """
     names = _shapes(network)
     sources: dict[str, str] = {}
+    # A decoder that begins at other features has other shapes, and nothing in common.
+    deeper = any(_deeper(source, network) for source in tensors)
     for source in filterfalse(_is_counter, sorted(tensors)):
+        if deeper and ("decoder." in source or "segmentation_head." in source):
+            continue
         wanted = _targets(kind, source, network)
         found = [name for name in wanted if name in names]
+        if _deeper(source, network):
+            continue
         if not found and any("encoder." in name for name in wanted):
             raise InputError(
                 f"{path}: expected a ResNet50, got a network with {shown(source)}, which a ResNet50"
@@ -353,6 +359,12 @@ def _sources(
             )
         sources |= dict.fromkeys(found, source)
     return sources
+
+
+def _deeper(source: str, network: DefectNetwork) -> bool:
+    """A stage of a ResNet50 before which the network's encoder ends."""
+    stage = re.search(r"\blayer(\d+)\.", source)
+    return stage is not None and len(network.encoders[0].channels) <= int(stage[1]) <= STAGES[-1]
 
 
 def _targets(kind: StartKind, source: str, network: DefectNetwork) -> list[str]:
