@@ -270,64 +270,53 @@ def block_of(weight: str) -> str:
     return ".".join([*parts[: parts.index("conv1")], STEM]) if "conv1" in parts else parts[0]
 
 
-def sensitive_blocks(scratch: Path, frames: Iterable[NDArray[np.uint8]]) -> list[str]:
-    """Blocks of the network by the noise that their quantisation adds, most first.
+def sensitive_blocks(
+    whole: Path, scratch: Path, frames: Iterable[NDArray[np.uint8]], reduce_range: bool = True
+) -> list[str]:
+    """Blocks of the network by what keeping each of them alone in fp32 does for the answers.
+
+    The noise that a block adds does not tell: of early blocks a little goes a long way.
 
     Args:
-        scratch: where ``quantise`` made a network all in int8.
-        frames: real frames, ``(N, 1, H, W)``; the first two are looked at.
+        whole: what ``export_onnx`` wrote.
+        scratch: folder for what comes between; what ``quantise`` left there is written over.
+        frames: real frames, ``(N, 1, H, W)``; the first eight are looked at.
+        reduce_range: 7-bit weights.
 
     Returns:
-        Names for ``in_fp32``.
+        Names for ``in_fp32``, the one that helps most first; the heads are fp32 anyway.
     """
-    prepared, quantised = scratch / PREPARED, scratch / INT8
-    graph = onnx.load(prepared).graph
-    makers = {node.name: node for node in graph.node}
-    # The heads are fp32 already.
-    ends = {
-        block: makers[names[-1]].output[0]
-        for block, names in _nodes_by_block(graph)
-        if "_head" not in block
+    looked = list(islice(frames, _RANKED_ON))
+    exact = _answers(whole, looked)
+    powers = {
+        name: float(np.square(answer - answer.mean()).sum()) for name, answer in exact.items()
     }
-    looked = list(islice(frames, 2))
-    exact, rounded = (_values(path, list(ends.values()), looked) for path in (prepared, quantised))
-    added: dict[str, float] = {}
-    before = 0.0
-    for block, name in ends.items():
-        if name not in exact or name not in rounded:
-            continue
-        difference, power = (
-            sum(float(np.square(a - b).sum()) for a, b in zip(exact[name], other, strict=True))
-            for other in (rounded[name], [np.zeros(1, np.float32)] * len(looked))
+
+    def error(in_fp32: Collection[str]) -> float:
+        rounded = _answers(quantise(whole, scratch, looked, reduce_range, in_fp32), looked)
+        return sum(
+            float(np.square(rounded[name] - answer).sum()) / max(powers[name], 1e-12)
+            for name, answer in exact.items()
         )
-        if block.endswith(STEM):  # a network begins
-            before = 0.0
-        noise = difference / max(power, 1e-12)
-        added[block] = noise - before
-        before = noise
-    return sorted(added, key=lambda block: -added[block])
+
+    error(())
+    blocks = dict(_nodes_by_block(onnx.load(scratch / PREPARED).graph))
+    errors = {block: error([block]) for block in blocks if "_head" not in block}
+    return sorted(errors, key=errors.__getitem__)
 
 
-def _values(
-    path: Path, names: Sequence[str], frames: Sequence[NDArray[np.uint8]]
-) -> dict[str, list[NDArray[np.float32]]]:
-    """Float tensors inside a network, for each of the frames; those that it does not have lack."""
-    model = onnx.load(path)
-    made = {output for node in model.graph.node for output in node.output}
-    # In a quantised network the rounded values carry the name with an ending.
-    inside = {
-        name: next(n for n in (f"{name}_DequantizeLinear_Output", name) if n in made)
-        for name in names
-        if name in made
+_RANKED_ON = 8
+
+
+def _answers(path: Path, frames: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float64]]:
+    """Probabilities and mask logits of all frames, ``(M,)`` by output."""
+    session = _session(onnx.load(path))
+    names = [*PROBABILITIES, MASKS]
+    runs = [session.run(names, {"frames": batch}) for batch in frames]
+    return {
+        name: np.concatenate([run[i].ravel() for run in runs]).astype(np.float64)
+        for i, name in enumerate(names)
     }
-    del model.graph.output[:]
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in inside.values()
-    )
-    session = _session(model)
-    runs = [session.run(list(inside.values()), {"frames": batch}) for batch in frames]
-    return {name: [run[i] for run in runs] for i, name in enumerate(inside)}
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
