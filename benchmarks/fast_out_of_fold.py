@@ -1,15 +1,16 @@
-"""Is the fast form as good as the default one? Scores of networks that had not seen the frame.
+"""Is a faster form as good as the default one? Scores of networks that had not seen the frame.
 
-    python -m benchmarks.fast_out_of_fold ../shared
-    python -m benchmarks.fast_out_of_fold ../shared out/fast
+    python -m benchmarks.fast_out_of_fold ../shared fastest
+    python -m benchmarks.fast_out_of_fold ../shared fastest out/fastest
 
-The first one takes the scores in ``benchmarks/fast_out_of_fold.csv``, the second one writes that
-file anew, from a run of ``steelsight train --plan fast --folds 3`` (the command in full stands in
-docs/severstal.md). Compares its out-of-fold scores with those of the
-default bundle's recipe (``weights/out_of_fold.csv``) on the frames that both have: how well faulty
-frames are ranked, how many are found at 2 % and 5 % false alarms (thresholds on the same clean
-frames), and each type's AUROC. The difference has a 95 % interval: frames drawn 2,000 times, the
-same for both, faulty and clean ones apart. Folds, seeds and processors of the two differ.
+The forms are those of the plans ``fast`` and ``fastest``. The first command takes the scores in
+``benchmarks/fastest_out_of_fold.csv``, the second one writes that file anew, from a run of
+``steelsight train --plan fastest --folds 3`` (the command in full stands in docs/severstal.md).
+Compares its out-of-fold scores with those of the default bundle's recipe
+(``weights/out_of_fold.csv``) on the frames that both have: how well faulty frames are ranked, how
+many are found at 2 % and 5 % false alarms (thresholds on the same clean frames), and each type's
+AUROC. The difference has a 95 % interval: frames drawn 2,000 times, the same for both, faulty and
+clean ones apart. Folds, seeds and processors of the two differ.
 """
 
 import csv
@@ -25,8 +26,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from steelsight.evaluation.predictions import Predictions
 
 DRAWS = 2000
-SCORES = Path(__file__).parent / "fast_out_of_fold.csv"
-"""No frame and no mask: names, folds and scores."""
+FORMS = ("fast", "fastest")
 Scores = NDArray[np.floating]
 Figure = Callable[[NDArray[np.bool_], Scores], float]
 
@@ -45,9 +45,16 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def write(run: Path) -> None:
+def scores_of(form: str) -> Path:
+    """A table without frames and masks: names, folds and scores."""
+    if form not in FORMS:
+        sys.exit(f"expected {' or '.join(FORMS)}, got {form}")
+    return Path(__file__).parent / f"{form}_out_of_fold.csv"
+
+
+def write(run: Path, table_path: Path) -> None:
     """The scores of a cross-validation, as a table."""
-    with SCORES.open("w", newline="") as file:
+    with table_path.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["image", "fold", "faulty_logit", *(f"score_{c}" for c in TYPES)])
         for fold, path in enumerate(sorted(run.glob("fold-*/predictions.npz"))):
@@ -59,11 +66,12 @@ def write(run: Path) -> None:
                 table.writerow([name, fold, f"{logit:.6g}", *(f"{s:.6g}" for s in scores)])
 
 
-def main(shared: Path, run: Path | None = None) -> None:
+def main(shared: Path, form: str, run: Path | None = None) -> None:
+    table_path = scores_of(form)
     if run is not None:
-        write(run)
+        write(run, table_path)
     default = read(shared / "weights" / "out_of_fold.csv")
-    with SCORES.open(newline="") as file:
+    with table_path.open(newline="") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     both = [i for i, name in enumerate(default.images) if name in rows]
     of_fast = [rows[default.images[i]] for i in both]
@@ -74,7 +82,7 @@ def main(shared: Path, run: Path | None = None) -> None:
         np.array([float(row["faulty_logit"]) for row in of_fast]),
     )
     folds = np.array([int(row["fold"]) for row in of_fast])
-    print(f"{'':28}{'default':>9}{'fast':>7}   fast - default")
+    print(f"{'':28}{'default':>9}{form:>9}   {form} - default")
     for name, figure in FIGURES.items():
         compare(name, figure, faulty, scores)
     for k, class_id in enumerate(TYPES):
@@ -91,7 +99,7 @@ def main(shared: Path, run: Path | None = None) -> None:
             here = used & (folds == fold)
             before, after = (roc_auc_score(present[here], s[here]) for s in of_type)
             name = f"  frames of its fold {fold} ({present[here].sum()})"
-            print(f"{name:28}{before:9.3f}{after:7.3f}")
+            print(f"{name:28}{before:9.3f}{after:9.3f}")
 
 
 def compare(
@@ -107,10 +115,10 @@ def compare(
     before, after = (figure(faulty, s) for s in scores)
     low, high = np.percentile(differences, [2.5, 97.5])
     print(
-        f"{name:28}{before:9.3f}{after:7.3f}   {after - before:+.3f}  [{low:+.3f}, {high:+.3f}]",
+        f"{name:28}{before:9.3f}{after:9.3f}   {after - before:+.3f}  [{low:+.3f}, {high:+.3f}]",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), *sys.argv[2:3], *map(Path, sys.argv[3:4]))
