@@ -313,7 +313,7 @@ def test_thresholds_of_another_first_look_are_not_taken_over(tmp_path):
     shutil.copytree(DEFAULT_BUNDLE, own)
     (own / "decision.toml").write_text(behind.decision.text)
     bundle = load_bundle(own)
-    with pytest.raises(InputError, match="whose thresholds were chosen for severstal-r50-fast@"):
+    with pytest.raises(InputError, match="whose thresholds were chosen for severstal-fastest@"):
         add_first_look(bundle, shipped, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     given = add_first_look(bundle, shipped, tmp_path / "out", DEFAULT_BUNDLE / "decision.toml")

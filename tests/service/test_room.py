@@ -1,6 +1,7 @@
 """The engine room: every frame that is taken is answered once, and is on the disk before."""
 
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from threading import Event
 
 import pytest
 
-from steelsight.bundle import DEFAULT_BUNDLE
+from steelsight.bundle import DEFAULT_BUNDLE, load_bundle
 from steelsight.data.synthetic import CoilConfig, draw_frame, encode_jpeg
 from steelsight.decisions import load_decision
 from steelsight.defects import Reason, Verdict
@@ -336,12 +337,16 @@ def test_a_folder_that_cannot_be_written_is_told(settings, tmp_path):
         Room(replace(settings, data=tmp_path / "file" / "data"))
 
 
-def test_the_shipped_first_look_in_the_service(settings):
+def test_the_shipped_first_look_in_the_service(settings, tmp_path):
     """Explored as inspected, also where it settles the frame."""
     coil = CoilConfig(6, 3, 0.5, (1600, 256))
     frames = [encode_jpeg(draw_frame(coil, n).grey_hw) for n in range(6)]
     settled = 0
-    with Room(replace(settings, decision=Path("first-look"))) as room:
+    # A drawn frame is less familiar to it than a real one.
+    text = load_bundle(decision=Path("first-look")).decision.text
+    decision = tmp_path / "first-look.toml"
+    decision.write_text(re.sub(r"(\[first_look\]\nclear_below = )\S+", r"\g<1>0.1", text))
+    with Room(replace(settings, decision=decision)) as room:
         assert room.active.to_json()["first_look"]["clear_below"] > 0
         for n, frame in enumerate(frames):
             answer = room.submit(frame, f"{n}.jpg").future.result(60)

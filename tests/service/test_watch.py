@@ -20,7 +20,7 @@ DARK_FROM = 1300
 def add_line(path, frames=FRAMES, seed=1):
     """Adds frames of a line to a store, as the service would have stored them."""
     rng = np.random.default_rng(seed)
-    (reference,) = _shipped().values()
+    reference = _shipped()[load_bundle().id]
 
     def like(figure, n):
         return np.quantile(reference.figures[figure], rng.random(n))
@@ -117,7 +117,7 @@ def test_more_defects_are_a_signal_and_a_dim_lamp_an_alarm_that_explains_itself(
 
 def test_a_plants_own_reference_counts(line):
     path = line.data / "reference.json"
-    (reference,) = _shipped().values()
+    reference = _shipped()[load_bundle().id]
     darker = {name: list(values) for name, values in reference.figures.items()}
     darker["brightness"] = [value - 40 for value in darker["brightness"]]
     bundle = load_bundle()

@@ -372,9 +372,7 @@ def test_pooling_before_relu_changes_no_answer(
     answers, behind = [], []
     for rewrite in (quantise._pool_before_relu, lambda _: None):
         monkeypatch.setattr(quantise, "_pool_before_relu", rewrite)
-        file = quantise.quantise(
-            made._whole["ends early"], tmp_path, frames, in_fp32=["encoder.stem"]
-        )
+        file = quantise.quantise(whole, tmp_path, frames, in_fp32=["encoder.stem"])
         graph = onnx.load(file).graph
         (pool,) = (node for node in graph.node if node.op_type == "MaxPool")
         behind.append({n.op_type for n in graph.node if pool.output[0] in n.input})

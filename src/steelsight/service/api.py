@@ -698,7 +698,7 @@ EXAMPLE = {
         }
     ],
     "size_wh": [1600, 256],
-    "model": "severstal-r50@eff0af59",
+    "model": "severstal-r50@d3023489",
     "decision": "1a2b3c4d",
     "engine": "onnxruntime-int8",
     "milliseconds": {"decode": 2.6, "gate": 40.2, "segment": 18.1, "decide": 0.4},
