@@ -66,9 +66,12 @@ async function activate(name, button) {
   try {
     const { active } = await postJson("/v1/models/activate", { name });
     byId("done").textContent = `${active.model} with decision ${active.decision} is active; frames in work ended on the old one.`;
-    byId("done").hidden = false;
     tell("");
-    await refresh();
+    try {
+      await refresh();
+    } finally { // It is active, also where the page could not be brought up to date.
+      byId("done").hidden = false;
+    }
   } catch (error) {
     tell(error.message);
   } finally {
