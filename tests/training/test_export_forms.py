@@ -336,6 +336,12 @@ def test_where_int8_changes_too_much_sensitive_blocks_stay_fp32(
     # Not more than half: it would be int8 by name only.
     assert len(recorded["blocks_in_fp32"]) == 4
 
+    # Of few blocks even the smallest share is one: the same attempt twice would be no use.
+    monkeypatch.setattr(export, "IN_FP32", (0.01,))
+    with pytest.raises(GateError):
+        export_bundle(config, tmp_path / "one", Tolerances(int8_dice_drop=0.2))
+    assert json.loads((tmp_path / "one" / PARITY).read_text())["blocks_in_fp32"] == kept[:1]
+
 
 @pytest.mark.parametrize("stage", ["layer1", "layer3"])
 def test_the_block_that_int8_spoils_comes_first(made: Made, tmp_path: Path, stage: str) -> None:

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from shutil import copyfile
@@ -304,14 +305,17 @@ def export_bundle(
         answers: dict[Path, Inspection] = {}
         ranked: list[str] = []
         in_fp32: list[str] = []
-        for share in (0, *IN_FP32) if config.precision is Precision.INT8 else (0,):
+        is_int8 = config.precision is Precision.INT8
+        tiles = list(_tiles(config.calibration, spec)) if is_int8 else []
+        for share in (0, *IN_FP32) if is_int8 else (0,):
             source = whole
-            if config.precision is Precision.INT8:
+            if is_int8:
+                if share:
+                    ranked = ranked or sensitive_blocks(
+                        whole, scratch, tiles, config.reduce_range, partial(progress, "rank blocks")
+                    )
+                    in_fp32 = ranked[: max(1, round(share * len(ranked)))]
                 progress("quantise", 0, 1)
-                tiles = list(_tiles(config.calibration, spec))
-                if share and not ranked:
-                    ranked = sensitive_blocks(whole, scratch, tiles, config.reduce_range)
-                in_fp32 = ranked[: round(share * len(ranked))]
                 source = quantise(whole, scratch, tiles, config.reduce_range, in_fp32)
             limits = tolerances or Tolerances()
             bundle = _write_files(config, spec, network, source, folder, decision)

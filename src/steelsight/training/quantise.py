@@ -1,7 +1,7 @@
 """Static int8 of a network file: QDQ, weights per channel (Jacob et al., arXiv 1712.05877)."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -100,7 +100,7 @@ _CORRECTED_ON = 16
 
 
 def _pool_before_relu(prepared: Path) -> None:
-    """The same numbers, and a quarter less time of ONNX Runtime for a stem in fp32.
+    """The same numbers, sooner in ONNX Runtime where the stem is fp32.
 
     It takes the quantisation behind pooling to before it, and then pools whole numbers in a layout
     that it is slow in; a ReLU between the two hinders it.
@@ -293,7 +293,11 @@ def block_of(weight: str) -> str:
 
 
 def sensitive_blocks(
-    whole: Path, scratch: Path, frames: Iterable[NDArray[np.uint8]], reduce_range: bool = True
+    whole: Path,
+    scratch: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    reduce_range: bool = True,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[str]:
     """Blocks of the network by what keeping each of them alone in fp32 does for the answers.
 
@@ -304,6 +308,7 @@ def sensitive_blocks(
         scratch: folder for what comes between; what ``quantise`` left there is written over.
         frames: real frames, ``(N, 1, H, W)``; the first eight are looked at.
         reduce_range: 7-bit weights.
+        progress: told the number of blocks that are done, and of all.
 
     Returns:
         Names for ``in_fp32``, the one that helps most first; the heads are fp32 anyway.
@@ -321,9 +326,12 @@ def sensitive_blocks(
             for name, answer in exact.items()
         )
 
-    error(())
-    blocks = dict(_nodes_by_block(onnx.load(scratch / PREPARED).graph))
-    errors = {block: error([block]) for block in blocks if "_head" not in block}
+    blocks = dict(_nodes_by_block(onnx.load(whole).graph))
+    candidates = [block for block in blocks if "_head" not in block]
+    errors = {}
+    for done, block in enumerate(candidates):
+        progress(done, len(candidates))
+        errors[block] = error([block])
     return sorted(errors, key=errors.__getitem__)
 
 

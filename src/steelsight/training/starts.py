@@ -346,12 +346,11 @@ def _sources(
     # A decoder that begins at other features has other shapes, and nothing in common.
     deeper = any(_deeper(source, network) for source in tensors)
     for source in filterfalse(_is_counter, sorted(tensors)):
-        if deeper and ("decoder." in source or "segmentation_head." in source):
+        of_masks = "decoder." in source or "segmentation_head." in source
+        if _deeper(source, network) or (deeper and of_masks):
             continue
         wanted = _targets(kind, source, network)
         found = [name for name in wanted if name in names]
-        if _deeper(source, network):
-            continue
         if not found and any("encoder." in name for name in wanted):
             raise InputError(
                 f"{path}: expected a ResNet50, got a network with {shown(source)}, which a ResNet50"
