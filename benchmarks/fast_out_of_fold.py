@@ -66,7 +66,7 @@ def write(run: Path, table_path: Path) -> None:
                 table.writerow([name, fold, f"{logit:.6g}", *(f"{s:.6g}" for s in scores)])
 
 
-def main(shared: Path, form: str, run: Path | None = None) -> None:
+def main(shared: Path, form: str = "fastest", run: Path | None = None) -> None:
     table_path = scores_of(form)
     if run is not None:
         write(run, table_path)

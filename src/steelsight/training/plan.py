@@ -40,7 +40,7 @@ class Profile(StrEnum):
     FAST = "fast"
     """Half resolution: a quarter of the operations; docs/severstal.md says what that costs."""
     FASTEST = "fastest"
-    """Half resolution and the first two of four stages: a ninth of the operations."""
+    """Half resolution and the first two of four stages: an eighth of the operations."""
     SMALL = "small"
     """A quarter of the channels at half resolution: to see a whole run in minutes, not to ship."""
 
@@ -172,7 +172,7 @@ def _plan_network(found: Fingerprint, profile: Profile, choose: Callable[..., No
         )
     elif profile is Profile.FASTEST:
         choose(
-            "half resolution and two of the ResNet50's four stages, a ninth of the operations:"
+            "half resolution and two of the ResNet50's four stages, an eighth of the operations:"
             " profile fastest",
             network__input_stride=2,
             network__stages=2,
